@@ -1,0 +1,1 @@
+//! The boot stages: configuration, network, time, boot server, verification, execution, safe mode.

@@ -1,0 +1,2 @@
+//! The boot stages: configuration, network, time, boot server, verification, execution, safe mode.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Central: boot server, wanted state, reports.

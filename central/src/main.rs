@@ -1,0 +1,2 @@
+//! Central: boot server, wanted state, reports.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Builds the boot medium, the PXE set and the node OS image.

@@ -1,0 +1,1 @@
+//! What crosses the process boundary between PID 1 and its stages.

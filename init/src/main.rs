@@ -1,0 +1,2 @@
+//! PID 1: mounts, reaping, supervision, watchdog, and the boot state machine's driver.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Choose disks, plan, partition, format, write, verify.

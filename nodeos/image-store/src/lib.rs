@@ -1,0 +1,1 @@
+//! Content-addressed object store and hard-linked image trees.

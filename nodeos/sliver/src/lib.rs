@@ -1,0 +1,1 @@
+//! Slivers: namespaces, overlay roots, control groups, quotas.

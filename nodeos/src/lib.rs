@@ -1,0 +1,1 @@
+//! The node OS: node manager, ssh gate, services.

@@ -1,0 +1,2 @@
+//! The node OS: node manager, ssh gate, services.
+fn main() {}

@@ -1,0 +1,37 @@
+//! Wire formats of Orrery: everything that one machine writes and another reads.
+//!
+//! `no_std` (with `alloc`), so that a firmware loader could verify a boot script with the very code the
+//! node uses. No input is trusted: parsers are bounded, total, and refuse trailing bytes. The crate does no
+//! I/O but the [`embedded_io::Read`] that streaming verification reads through.
+#![no_std]
+
+extern crate alloc;
+
+mod artifact;
+mod config_area;
+mod digest;
+mod envelope;
+mod json;
+mod key;
+mod node_config;
+mod release;
+mod report;
+mod script;
+mod sliver;
+
+pub use artifact::{ArtifactRef, Mismatch, VerifyingReader};
+pub use config_area::{AREA_BYTES, AreaError, blank_area, decode_area, encode_area, find_area};
+pub use digest::{Digest, ParseDigestError, Sha256};
+pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot, Verified, sign};
+pub use json::JsonError;
+pub use key::{KeyError, PublicKey, SigningKey};
+pub use node_config::{
+    Addressing, Central, DiskRule, Install, Network, NodeConfig, NodeConfigError, StaticAddress, is_node_id,
+};
+pub use release::{ArtifactRole, ManifestError, ReleaseArtifact, ReleaseManifest};
+pub use report::{
+    BootState, DiskFacts, Event, EventBatch, Facts, MemoryFacts, NicFacts, NodeStatus, Outcome, Refusal, RunLevel,
+    SliverState, SliverStatus, UnknownWord,
+};
+pub use script::{BootScript, ScriptContext, ScriptKind, ScriptRefused};
+pub use sliver::{ImageRef, Rspec, RspecError, SliceName, SliceNameError, SliverSpec, WantedState};

@@ -1,0 +1,205 @@
+//! Slices and slivers as central tells a node about them.
+
+use alloc::{format, string::String, vec::Vec};
+use core::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::artifact::ArtifactRef;
+
+/// A slice's name: `<authority>/<name>`, both of lower-case letters and digits, starting with a letter, at
+/// most 32 characters together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceName {
+    authority: String,
+    name: String,
+}
+
+/// Not a slice name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SliceNameError;
+
+impl fmt::Display for SliceNameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a slice is named `<authority>/<name>`: lower-case letters and digits, each starting with a letter, \
+             at most 31 characters without the slash",
+        )
+    }
+}
+
+impl core::error::Error for SliceNameError {}
+
+impl SliceName {
+    /// The authority that made the slice.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The slice's name within its authority.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The account on nodes: `<authority>_<name>`. Unambiguous, since neither part has an underscore.
+    pub fn login(&self) -> String {
+        format!("{}_{}", self.authority, self.name)
+    }
+}
+
+impl FromStr for SliceName {
+    type Err = SliceNameError;
+
+    fn from_str(s: &str) -> Result<Self, SliceNameError> {
+        let word = |w: &str| {
+            w.starts_with(|c: char| c.is_ascii_lowercase())
+                && w.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        };
+        match s.split_once('/') {
+            Some((authority, name)) if word(authority) && word(name) && s.len() <= 32 => {
+                Ok(Self { authority: authority.into(), name: name.into() })
+            }
+            _ => Err(SliceNameError),
+        }
+    }
+}
+
+impl fmt::Display for SliceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.authority, self.name)
+    }
+}
+
+impl Serialize for SliceName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SliceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A resource specification: the limits of one sliver. Every field has a default, so no sliver is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rspec {
+    /// Weight among slivers competing for CPU, 1 to 10,000 (cgroup v2 `cpu.weight`); 100 is the default.
+    pub cpu_share: u32,
+    /// Memory, in bytes.
+    pub mem_limit: u64,
+    /// Private disk space, in bytes.
+    pub disk_quota: u64,
+    /// Processes and threads.
+    pub pids_limit: u32,
+}
+
+impl Default for Rspec {
+    fn default() -> Self {
+        Self { cpu_share: 100, mem_limit: 256 << 20, disk_quota: 1 << 30, pids_limit: 256 }
+    }
+}
+
+/// A limit outside of what can be enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RspecError {
+    /// The field.
+    pub field: &'static str,
+    /// What it may be.
+    pub range: &'static str,
+}
+
+impl fmt::Display for RspecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` must be {}", self.field, self.range)
+    }
+}
+
+impl core::error::Error for RspecError {}
+
+impl Rspec {
+    /// Checks every limit against its range.
+    ///
+    /// # Errors
+    /// The first one outside.
+    pub fn check(&self) -> Result<(), RspecError> {
+        let fail = |field, range| Err(RspecError { field, range });
+        match self {
+            s if !(1..=10_000).contains(&s.cpu_share) => fail("cpu_share", "1 to 10000"),
+            s if !(8 << 20..=1 << 50).contains(&s.mem_limit) => fail("mem_limit", "8 MiB to 1 PiB"),
+            s if !(1 << 20..=1 << 50).contains(&s.disk_quota) => fail("disk_quota", "1 MiB to 1 PiB"),
+            s if !(8..=4_194_304).contains(&s.pids_limit) => fail("pids_limit", "8 to 4194304"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A reference image by name and content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// The name, as `debian`.
+    pub name: String,
+    /// The archive it is unpacked from.
+    #[serde(rename = "ref")]
+    pub content: ArtifactRef,
+}
+
+/// One sliver a node should have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliverSpec {
+    /// Whose it is.
+    pub slice: SliceName,
+    /// OpenSSH public keys that may log in.
+    pub keys: Vec<String>,
+    /// What its root starts from.
+    pub image: ImageRef,
+    /// Its limits.
+    #[serde(default)]
+    pub rspec: Rspec,
+}
+
+/// All that central wants of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WantedState {
+    /// Every sliver; one that is not listed is to be destroyed.
+    pub slivers: Vec<SliverSpec>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slice_names() {
+        let check = |text: &str, login: Option<&str>| {
+            assert_eq!(text.parse::<SliceName>().ok().map(|n| n.login()).as_deref(), login, "{text}");
+        };
+        check("princeton/codeen", Some("princeton_codeen"));
+        check("a/b2", Some("a_b2"));
+        check("a", None);
+        check("a/", None);
+        check("/b", None);
+        check("a/b/c", None);
+        check("A/b", None);
+        check("a/2b", None);
+        check("a/../b", None);
+        check("a_b/c", None);
+        check(&"a".repeat(31), None);
+    }
+
+    #[test]
+    fn rspec_ranges() {
+        let check = |change: fn(&mut Rspec), field: Option<&str>| {
+            let mut rspec = Rspec::default();
+            change(&mut rspec);
+            assert_eq!(rspec.check().err().map(|e| e.field), field);
+        };
+        check(|_| (), None);
+        check(|r| r.cpu_share = 0, Some("cpu_share"));
+        check(|r| r.mem_limit = 1, Some("mem_limit"));
+        check(|r| r.disk_quota = 0, Some("disk_quota"));
+        check(|r| r.pids_limit = 0, Some("pids_limit"));
+    }
+}

@@ -1,0 +1,1 @@
+//! VM harness: typed QEMU builder, QMP, serial console expectations.

@@ -1,0 +1,1 @@
+//! An ssh server with pluggable accounts and sessions.

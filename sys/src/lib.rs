@@ -1,0 +1,1 @@
+//! Safe, fd-typed wrappers for the system calls rustix and nix lack.

@@ -1,0 +1,2 @@
+//! Build, image, demo, test and bench tasks.
+fn main() {}
