@@ -1,0 +1,154 @@
+//! Central's administrative API: the bodies that cross between central and the operators' command line.
+//!
+//! What nodes exchange with central is in `orrery-protocol`. Non-goal: any I/O.
+
+mod peek;
+
+use orrery_protocol::{
+    ArtifactRef, BootState, Digest, Event, Facts, NodeStatus, ReleaseManifest, Rspec, RunLevel, ScriptKind, SliceName,
+};
+use serde::{Deserialize, Serialize};
+
+pub use peek::{Peeked, peek};
+
+/// `POST /v1/nodes`: a node to be known from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewNode {
+    /// Its id.
+    pub id: String,
+    /// A name for people.
+    #[serde(default)]
+    pub name: String,
+    /// SHA-256 of its key's SubjectPublicKeyInfo in DER.
+    pub spki: Digest,
+    /// What is wanted of it first.
+    #[serde(default = "reinstall")]
+    pub boot_state: BootState,
+}
+
+fn reinstall() -> BootState {
+    BootState::Reinstall
+}
+
+/// One node, in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSummary {
+    /// Its id.
+    pub id: String,
+    /// A name for people.
+    pub name: String,
+    /// SHA-256 of its key's SubjectPublicKeyInfo in DER.
+    pub spki: Digest,
+    /// What is wanted of it.
+    pub boot_state: BootState,
+    /// What it last was.
+    pub run_level: Option<RunLevel>,
+    /// When it was added, in Unix seconds.
+    pub created: u64,
+    /// When it last said anything, in Unix seconds.
+    pub last_seen: Option<u64>,
+    /// When it last contacted the boot server, in Unix seconds.
+    pub last_contact: Option<u64>,
+}
+
+/// One node with all that it has reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDetail {
+    /// What a list shows.
+    #[serde(flatten)]
+    pub summary: NodeSummary,
+    /// Slices that have a sliver on it.
+    pub slices: Vec<SliceName>,
+    /// Facts of its last contact.
+    pub facts: Option<Facts>,
+    /// Its last status.
+    pub status: Option<NodeStatus>,
+}
+
+/// `PUT /v1/nodes/{id}/boot-state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootStateChange {
+    /// What is wanted of the node.
+    pub boot_state: BootState,
+}
+
+/// An event as central keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredEvent {
+    /// Its place in central's log: grows, with gaps.
+    pub seq: u64,
+    /// When it arrived, in Unix seconds.
+    pub received: u64,
+    /// What the node said.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// `PUT /v1/slices/{authority}/{name}`: a slice as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SliceSpec {
+    /// OpenSSH public keys that may log in.
+    pub keys: Vec<String>,
+    /// Limits of each of its slivers.
+    #[serde(default)]
+    pub rspec: Rspec,
+    /// Name of the reference image its slivers start from.
+    pub image: String,
+    /// Ids of the nodes it has slivers on.
+    pub nodes: Vec<String>,
+}
+
+/// A slice, named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceRecord {
+    /// Its name.
+    pub slice: SliceName,
+    /// What it is to be.
+    #[serde(flatten)]
+    pub spec: SliceSpec,
+}
+
+/// A published release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseRecord {
+    /// The signed manifest, itself an artifact.
+    pub envelope: ArtifactRef,
+    /// When it was published, in Unix seconds.
+    pub published: u64,
+    /// What it says.
+    pub manifest: ReleaseManifest,
+}
+
+/// A published boot script.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScriptRecord {
+    /// SHA-256 of the signed script.
+    pub sha256: Digest,
+    /// What it tells a node to do.
+    pub kind: ScriptKind,
+    /// Its serial.
+    pub serial: u64,
+    /// Ids of the nodes it is for; `*` is every node.
+    pub nodes: Vec<String>,
+    /// Void from then on, in Unix seconds.
+    pub expires: u64,
+    /// When it was published, in Unix seconds.
+    pub published: u64,
+    /// The signed release manifest it names.
+    pub release: Option<ArtifactRef>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_reinstalled_unless_told_otherwise() {
+        let spki = Digest([7; 32]);
+        let node: NewNode = serde_json::from_value(serde_json::json!({ "id": "n1", "spki": spki })).unwrap();
+        assert_eq!((node.boot_state, node.name.as_str()), (BootState::Reinstall, ""));
+    }
+}
