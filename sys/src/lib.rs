@@ -1,1 +1,9 @@
 //! Safe, fd-typed wrappers for the system calls rustix and nix lack.
+pub mod block;
+pub mod descriptor;
+pub mod kexec;
+pub mod namespace;
+pub mod quota;
+pub mod session;
+pub mod spawn;
+pub mod watchdog;
