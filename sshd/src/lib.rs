@@ -1,1 +1,39 @@
-//! An ssh server with pluggable accounts and sessions.
+//! An ssh server for machines without user accounts of their own.
+//!
+//! Who may log in ([`Accounts`]) and what a login starts ([`Login`]) are the caller's; this crate is the protocol
+//! between them and a stock OpenSSH client: public key authentication, shells, commands and subsystems with or without a
+//! terminal, exit statuses and signals, flow control in both directions, limits on connections.
+//!
+//! Not here, on purpose: passwords, agent and X11 forwarding, port forwarding, and any notion of who a user is.
+
+mod account;
+mod channel;
+mod connection;
+mod flow;
+mod host_key;
+mod local;
+mod process;
+mod server;
+mod terminal;
+
+pub use account::{Accounts, Command, KeyList, Login, Pty, Session, SessionIo, SessionRequest, WindowSize};
+pub use host_key::{HostKey, HostKeyError};
+pub use local::LocalShell;
+pub use process::{Exit, Process};
+pub use russh::keys::PublicKey;
+pub use server::{Limits, serve, serve_blocking};
+
+/// Parses one key in OpenSSH's one-line form (`ssh-ed25519 AAAA… comment`).
+///
+/// # Errors
+/// When it is not a public key, or one of an algorithm this server does not speak.
+pub fn parse_key(line: &str) -> Result<PublicKey, KeyError> {
+    PublicKey::from_openssh(line.trim()).map_err(|source| KeyError { source })
+}
+
+/// Not a public key in OpenSSH's one-line form.
+#[derive(Debug, thiserror::Error)]
+#[error("not an OpenSSH public key: {source}")]
+pub struct KeyError {
+    source: russh::keys::ssh_key::Error,
+}

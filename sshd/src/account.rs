@@ -1,0 +1,114 @@
+//! What the embedding program provides: who may log in, and what a login starts.
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+
+use russh::keys::PublicKey;
+
+use crate::process::Process;
+
+/// Decides who may log in. Asked anew at every authentication, so that an answer may change at any time.
+pub trait Accounts: Send + Sync + 'static {
+    /// The login of `user` with `key`, or `None` to refuse. That the client holds the private half is proven by
+    /// the caller before the login is used.
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>>;
+}
+
+/// An authenticated account.
+pub trait Login: Send + Sync + 'static {
+    /// Starts what a client asks for. Called on a thread of its own, so that it may wait.
+    ///
+    /// # Errors
+    /// The client is shown the error and gets exit status 255.
+    fn spawn(&self, request: &SessionRequest) -> io::Result<Session>;
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRequest {
+    /// What to run.
+    pub command: Command,
+    /// The terminal to run it on, if the client asked for one.
+    pub pty: Option<Pty>,
+    /// Environment variables the client sent; only `LANG` and `LC_*` get here.
+    pub env: Vec<(String, String)>,
+    /// Where the client is.
+    pub peer: Option<SocketAddr>,
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// A login shell.
+    Shell,
+    /// A command line for the account's shell.
+    Exec(String),
+    /// A subsystem by name, as `sftp`.
+    Subsystem(String),
+}
+
+/// A terminal by type, size and modes; [`Pty::apply_to`] makes one like it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pty {
+    /// Value for `TERM`.
+    pub term: String,
+    /// Size at the start.
+    pub size: WindowSize,
+    /// What keys and line ends do, as the client's terminal has it.
+    pub(crate) modes: Vec<(russh::Pty, u32)>,
+}
+
+/// Size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Columns of characters.
+    pub columns: u16,
+    /// Rows of characters.
+    pub rows: u16,
+}
+
+/// A running session.
+#[derive(Debug)]
+pub struct Session {
+    /// Its input and output.
+    pub io: SessionIo,
+    /// Its process. The server waits for it.
+    pub process: Process,
+}
+
+/// The server's ends of a session's input and output.
+#[derive(Debug)]
+pub enum SessionIo {
+    /// A terminal's master side.
+    Pty(OwnedFd),
+    /// Three pipes or sockets.
+    Pipes {
+        /// To write the session's input to.
+        stdin: OwnedFd,
+        /// To read its output from.
+        stdout: OwnedFd,
+        /// To read its error output from.
+        stderr: OwnedFd,
+    },
+}
+
+/// One account with a fixed list of keys.
+pub struct KeyList {
+    user: String,
+    keys: Vec<PublicKey>,
+    login: Arc<dyn Login>,
+}
+
+impl KeyList {
+    /// Admits `user` with any of `keys` to `login`.
+    pub fn new(user: impl Into<String>, keys: Vec<PublicKey>, login: Arc<dyn Login>) -> Self {
+        Self { user: user.into(), keys, login }
+    }
+}
+
+impl Accounts for KeyList {
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        // The comment is part of a parsed key and says nothing about who it is.
+        let known = user == self.user && self.keys.iter().any(|k| k.key_data() == key.key_data());
+        known.then(|| self.login.clone())
+    }
+}

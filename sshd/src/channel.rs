@@ -1,0 +1,286 @@
+//! One session: bytes between a channel and a process, until one of them ends.
+
+use std::{
+    future::pending,
+    io,
+    mem::discriminant,
+    os::fd::{AsFd, OwnedFd},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use russh::{
+    Sig,
+    server::{Handle, Msg},
+};
+use rustix::{fs::OFlags, io::Errno, process::Signal};
+use tokio::{io::unix::AsyncFd, sync::mpsc, time::timeout};
+
+use crate::{
+    account::{Session, SessionIo, WindowSize},
+    flow::Backlog,
+    process::{Exit, Process, watch},
+    terminal::set_size,
+};
+
+type WriteHalf = russh::ChannelWriteHalf<Msg>;
+
+/// Type code of error output (RFC 4254, section 5.2).
+const STDERR: u32 = 1;
+/// How much is read from a process at once; also the largest packet OpenSSH takes.
+const READ_BYTES: usize = 32 << 10;
+/// What a queued packet costs beside its bytes.
+const CHUNK_OVERHEAD: usize = 64;
+/// How long a terminal must be silent, after its shell's end, to be given up while background processes hold it open.
+const PTY_LINGER: Duration = Duration::from_millis(200);
+
+/// Received bytes on their way to a process.
+pub(crate) struct Chunk {
+    bytes: Vec<u8>,
+    backlog: Arc<Backlog>,
+}
+
+impl Chunk {
+    pub(crate) fn new(bytes: &[u8], backlog: &Arc<Backlog>) -> Self {
+        backlog.add(bytes.len() + CHUNK_OVERHEAD);
+        Self { bytes: bytes.to_vec(), backlog: backlog.clone() }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.backlog.remove(self.bytes.len() + CHUNK_OVERHEAD);
+    }
+}
+
+/// What a client asks of a running session.
+pub(crate) enum Control {
+    Resize(WindowSize),
+    Signal(Signal),
+}
+
+/// The connection's ends of a session.
+pub(crate) struct Inputs {
+    /// What the client sends; its end is the client's end of file.
+    pub(crate) data: mpsc::UnboundedReceiver<Chunk>,
+    /// What the client asks; its end is the channel's end.
+    pub(crate) control: mpsc::Receiver<Control>,
+}
+
+/// Carries a session to its end and closes the channel.
+pub(crate) async fn run(session: Session, channel: WriteHalf, handle: Handle, inputs: Inputs) {
+    let Session { io, process } = session;
+    let Inputs { data, mut control } = inputs;
+    let ended = match io {
+        SessionIo::Pty(master) => match nonblocking(master) {
+            Ok(master) => tokio::select! {
+                exit = terminal_output(&master, &process, &channel) => Some(exit),
+                () = input(data, &master) => None,
+                () = obey(&mut control, &process, Some(&master)) => None,
+            },
+            Err(_) => None,
+        },
+        SessionIo::Pipes { stdin, stdout, stderr } => {
+            match (nonblocking(stdin), nonblocking(stdout), nonblocking(stderr)) {
+                (Ok(stdin), Ok(stdout), Ok(stderr)) => tokio::select! {
+                    exit = pipe_output(stdout, stderr, &process, &channel) => Some(exit),
+                    () = input_and_close(data, stdin) => None,
+                    () = obey(&mut control, &process, None) => None,
+                },
+                _ => None,
+            }
+        }
+    };
+    // Its input and output are closed by now.
+    let exit = match ended {
+        Some(exit) => exit,
+        None => {
+            process.signal(Signal::HUP);
+            process.wait().await
+        }
+    };
+    tracing::debug!(?exit, "session ended");
+    let _ = finish(exit, &channel, &handle).await;
+}
+
+/// Tells the client why there is no session.
+pub(crate) async fn refuse(message: String, channel: WriteHalf) {
+    let _ = channel.extended_data_bytes(STDERR, message.into_bytes()).await;
+    let _ = channel.exit_status(255).await;
+    let _ = channel.eof().await;
+    let _ = channel.close().await;
+}
+
+async fn finish(exit: io::Result<Exit>, channel: &WriteHalf, handle: &Handle) -> Result<(), russh::Error> {
+    channel.eof().await?;
+    match exit {
+        Ok(Exit::Status(status)) => channel.exit_status(status.into()).await?,
+        Ok(Exit::Signal { number, core_dumped }) => {
+            let (name, text) = signal_name(number);
+            let sent = handle.exit_signal_request(channel.id(), name, core_dumped, text, String::new()).await;
+            sent.map_err(|()| russh::Error::SendError)?;
+        }
+        Err(e) => {
+            tracing::error!("waiting for a session's process: {e}");
+            channel.exit_status(255).await?;
+        }
+    }
+    channel.close().await
+}
+
+/// Both outputs to their ends, then the exit. Like OpenSSH, this waits for background processes that still hold them.
+async fn pipe_output(
+    stdout: AsyncFd<OwnedFd>,
+    stderr: AsyncFd<OwnedFd>,
+    process: &Process,
+    channel: &WriteHalf,
+) -> io::Result<Exit> {
+    let quiet = AtomicBool::new(false);
+    tokio::join!(output(&stdout, None, channel, &quiet), output(&stderr, Some(STDERR), channel, &quiet));
+    process.wait().await
+}
+
+/// A terminal's output until all of its processes are gone, or the first is and the others are silent.
+async fn terminal_output(master: &AsyncFd<OwnedFd>, process: &Process, channel: &WriteHalf) -> io::Result<Exit> {
+    let quiet = AtomicBool::new(false);
+    let mut all = pin!(output(master, None, channel, &quiet));
+    tokio::select! {
+        () = &mut all => process.wait().await,
+        exit = process.wait() => {
+            loop {
+                quiet.store(true, Ordering::Relaxed);
+                if timeout(PTY_LINGER, &mut all).await.is_ok() || quiet.load(Ordering::Relaxed) {
+                    return exit;
+                }
+            }
+        }
+    }
+}
+
+/// Copies to the channel until the end. `quiet` is reset by every byte, and by waiting for the client.
+async fn output(from: &AsyncFd<OwnedFd>, stream: Option<u32>, channel: &WriteHalf, quiet: &AtomicBool) {
+    let mut buffer = vec![0; READ_BYTES];
+    // A terminal whose last process has closed it reads as EIO.
+    while let Ok(count @ 1..) = read(from, &mut buffer).await {
+        let bytes = buffer[..count].to_vec();
+        let mut send = pin!(async {
+            match stream {
+                None => channel.data_bytes(bytes).await,
+                Some(stream) => channel.extended_data_bytes(stream, bytes).await,
+            }
+        });
+        let sent = std::future::poll_fn(|cx| {
+            quiet.store(false, Ordering::Relaxed);
+            send.as_mut().poll(cx)
+        });
+        if sent.await.is_err() {
+            return;
+        }
+        quiet.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Copies what the client sends to a terminal. Does not end by itself.
+async fn input(mut data: mpsc::UnboundedReceiver<Chunk>, to: &AsyncFd<OwnedFd>) {
+    while let Some(chunk) = data.recv().await {
+        // What nobody reads any more is dropped, so that the client is not held up.
+        let _ = write_all(to, &chunk.bytes).await;
+    }
+    pending().await
+}
+
+/// Copies what the client sends to a pipe, and closes it at the client's end of file. Does not end by itself.
+async fn input_and_close(mut data: mpsc::UnboundedReceiver<Chunk>, to: AsyncFd<OwnedFd>) {
+    let mut to = Some(to);
+    while let Some(chunk) = data.recv().await {
+        if let Some(pipe) = &to
+            && write_all(pipe, &chunk.bytes).await.is_err()
+        {
+            to = None;
+        }
+    }
+    drop(to);
+    pending().await
+}
+
+/// Does what the client asks until the channel ends.
+async fn obey(control: &mut mpsc::Receiver<Control>, process: &Process, terminal: Option<&AsyncFd<OwnedFd>>) {
+    while let Some(request) = control.recv().await {
+        match (request, terminal) {
+            (Control::Resize(size), Some(master)) => {
+                let _ = set_size(master.get_ref(), size);
+            }
+            (Control::Resize(_), None) => (),
+            (Control::Signal(signal), _) => process.signal(signal),
+        }
+    }
+}
+
+fn nonblocking(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+    watch(fd)
+}
+
+async fn read(from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let mut guard = from.readable().await?;
+        match guard.try_io(|fd| retry(|| rustix::io::read(fd.as_fd(), &mut *buffer))) {
+            Ok(result) => return result,
+            Err(_would_block) => continue,
+        }
+    }
+}
+
+async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let mut guard = to.writable().await?;
+        match guard.try_io(|fd| retry(|| rustix::io::write(fd.as_fd(), bytes))) {
+            Ok(written) => bytes = &bytes[written?..],
+            Err(_would_block) => continue,
+        }
+    }
+    Ok(())
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => continue,
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The signals with a name in RFC 4254, section 6.10.
+const SIGNALS: [(Signal, Sig); 12] = [
+    (Signal::ABORT, Sig::ABRT),
+    (Signal::ALARM, Sig::ALRM),
+    (Signal::FPE, Sig::FPE),
+    (Signal::HUP, Sig::HUP),
+    (Signal::ILL, Sig::ILL),
+    (Signal::INT, Sig::INT),
+    (Signal::KILL, Sig::KILL),
+    (Signal::PIPE, Sig::PIPE),
+    (Signal::QUIT, Sig::QUIT),
+    (Signal::SEGV, Sig::SEGV),
+    (Signal::TERM, Sig::TERM),
+    (Signal::USR1, Sig::USR1),
+];
+
+/// The signal a client names.
+pub(crate) fn signal(name: &Sig) -> Option<Signal> {
+    SIGNALS.iter().find(|(_, sig)| discriminant(sig) == discriminant(name)).map(|(signal, _)| *signal)
+}
+
+/// A signal's name on the wire, and a text for people where it has none there.
+fn signal_name(number: i32) -> (Sig, String) {
+    match SIGNALS.iter().find(|(signal, _)| signal.as_raw() == number) {
+        Some((_, name)) => (name.clone(), String::new()),
+        None => (Sig::Custom("SIG@openssh.com".to_owned()), format!("signal {number}")),
+    }
+}

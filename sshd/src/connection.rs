@@ -1,0 +1,300 @@
+//! One client's connection: authentication, and requests for sessions.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
+    keys::PublicKey,
+    server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    account::{Accounts, Command, Login, Pty, SessionRequest, WindowSize},
+    channel::{self, Chunk, Control, Inputs},
+    flow::Backlog,
+};
+
+/// Resizes and signals that wait for a session; more are dropped.
+const MAX_CONTROLS: usize = 64;
+/// The longest command line, and the longest value of an environment variable, in bytes.
+const MAX_COMMAND: usize = 128 << 10;
+const MAX_ENV: usize = 1024;
+/// Environment variables a client may set.
+const MAX_ENVS: usize = 32;
+
+pub(crate) struct Connection {
+    accounts: Arc<dyn Accounts>,
+    peer: SocketAddr,
+    max_sessions: usize,
+    backlog: Arc<Backlog>,
+    authenticated: Arc<AtomicBool>,
+    login: Option<Arc<dyn Login>>,
+    channels: HashMap<ChannelId, State>,
+}
+
+enum State {
+    /// Opened; the client says what it wants.
+    Preparing(Preparing),
+    /// Started. Dropping this ends the session.
+    Running {
+        /// Gone after the client's end of file.
+        data: Option<mpsc::UnboundedSender<Chunk>>,
+        control: mpsc::Sender<Control>,
+    },
+}
+
+struct Preparing {
+    channel: ChannelWriteHalf<Msg>,
+    pty: Option<Pty>,
+    env: Vec<(String, String)>,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        accounts: Arc<dyn Accounts>,
+        peer: SocketAddr,
+        max_sessions: usize,
+        backlog: Arc<Backlog>,
+        authenticated: Arc<AtomicBool>,
+    ) -> Self {
+        Self { accounts, peer, max_sessions, backlog, authenticated, login: None, channels: HashMap::new() }
+    }
+
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        self.accounts.authorize(user, key)
+    }
+
+    fn preparing(&mut self, id: ChannelId) -> Option<&mut Preparing> {
+        match self.channels.get_mut(&id) {
+            Some(State::Preparing(preparing)) => Some(preparing),
+            _ => None,
+        }
+    }
+
+    fn control(&self, id: ChannelId, request: Control) {
+        if let Some(State::Running { control, .. }) = self.channels.get(&id) {
+            let _ = control.try_send(request);
+        }
+    }
+
+    fn start(&mut self, id: ChannelId, command: Command, session: &mut server::Session) -> Result<(), russh::Error> {
+        let Some(login) = self.login.clone() else { return session.channel_failure(id) };
+        let Preparing { channel, pty, env } = match self.channels.remove(&id) {
+            Some(State::Preparing(preparing)) => preparing,
+            Some(running) => {
+                self.channels.insert(id, running);
+                return session.channel_failure(id);
+            }
+            None => return session.channel_failure(id),
+        };
+        // The reply goes out before anything the session prints.
+        session.channel_success(id)?;
+        let request = SessionRequest { command, pty, env, peer: Some(self.peer) };
+        let (data, data_receiver) = mpsc::unbounded_channel();
+        let (control, control_receiver) = mpsc::channel(MAX_CONTROLS);
+        let inputs = Inputs { data: data_receiver, control: control_receiver };
+        self.channels.insert(id, State::Running { data: Some(data), control });
+        let (handle, peer) = (session.handle(), self.peer);
+        tokio::spawn(async move {
+            // However long it takes, other sessions go on; what the client sends meanwhile waits in the inputs.
+            let started = tokio::task::spawn_blocking(move || login.spawn(&request)).await;
+            match started.unwrap_or_else(|e| Err(io::Error::other(e))) {
+                Ok(started) => channel::run(started, channel, handle, inputs).await,
+                Err(e) => {
+                    tracing::warn!(%peer, "refusing a session: {e}");
+                    channel::refuse(format!("{e}\r\n"), channel).await;
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+impl server::Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, russh::Error> {
+        Ok(if self.authorize(user, offer.public_key).is_some() { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
+        Ok(match self.authorize(user, key.public_key) {
+            Some(login) => {
+                tracing::info!(user, peer = %self.peer, "logged in");
+                self.login = Some(login);
+                self.authenticated.store(true, Ordering::Relaxed);
+                Auth::Accept
+            }
+            None => {
+                tracing::warn!(user, peer = %self.peer, "login refused");
+                Auth::reject()
+            }
+        })
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        if self.channels.len() >= self.max_sessions {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        // What arrives comes through this handler. Without its reading half, the library queues nothing.
+        let id = channel.id();
+        let (_, channel) = channel.split();
+        self.channels.insert(id, State::Preparing(Preparing { channel, pty: None, env: Vec::new() }));
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut server::Session) -> Result<(), russh::Error> {
+        self.channels.remove(&id);
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _: &mut server::Session) -> Result<(), russh::Error> {
+        if let Some(State::Running { data, .. }) = self.channels.get_mut(&id) {
+            *data = None;
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut server::Session) -> Result<(), russh::Error> {
+        if let Some(State::Running { data: Some(data), .. }) = self.channels.get(&id) {
+            let _ = data.send(Chunk::new(bytes, &self.backlog));
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
+        self.backlog.window()
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        modes: &[(russh::Pty, u32)],
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        match self.preparing(id) {
+            Some(preparing) if term.len() <= MAX_ENV && !term.contains('\0') => {
+                preparing.pty =
+                    Some(Pty { term: term.to_owned(), size: window_size(columns, rows), modes: modes.to_vec() });
+                session.channel_success(id)
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        columns: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        self.control(id, Control::Resize(window_size(columns, rows)));
+        session.channel_success(id)
+    }
+
+    async fn signal(&mut self, id: ChannelId, name: Sig, _: &mut server::Session) -> Result<(), russh::Error> {
+        if let Some(signal) = channel::signal(&name) {
+            self.control(id, Control::Signal(signal));
+        }
+        Ok(())
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        match self.preparing(id) {
+            Some(preparing) if is_harmless(name, value) && preparing.env.len() < MAX_ENVS => {
+                preparing.env.push((name.to_owned(), value.to_owned()));
+                session.channel_success(id)
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut server::Session) -> Result<(), russh::Error> {
+        self.start(id, Command::Shell, session)
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        command: &[u8],
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        match String::from_utf8(command.to_vec()) {
+            Ok(line) if line.len() <= MAX_COMMAND && !line.contains('\0') => {
+                self.start(id, Command::Exec(line), session)
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        self.start(id, Command::Subsystem(name.to_owned()), session)
+    }
+}
+
+/// Whether a variable from afar may be set: the ones that choose a language.
+fn is_harmless(name: &str, value: &str) -> bool {
+    (name == "LANG" || name.starts_with("LC_"))
+        && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+        && name.len() <= 64
+        && value.len() <= MAX_ENV
+        && !value.contains('\0')
+}
+
+fn window_size(columns: u32, rows: u32) -> WindowSize {
+    let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    WindowSize { columns: clamp(columns), rows: clamp(rows) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables() {
+        let check = |name: &str, value: &str, expect| assert_eq!(is_harmless(name, value), expect, "{name}={value}");
+        check("LANG", "C.UTF-8", true);
+        check("LC_ALL", "", true);
+        check("LC_TIME", "de_DE.UTF-8", true);
+        check("LD_PRELOAD", "/tmp/x.so", false);
+        check("PATH", ".", false);
+        check("LC_=x", "", false);
+        check("LANG", "a\0b", false);
+        check("LANG", &"x".repeat(2000), false);
+    }
+}

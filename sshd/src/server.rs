@@ -1,0 +1,223 @@
+//! Listening, and limits on who may take how much.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    net::{self, IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use russh::{
+    MethodKind, MethodSet, SshId,
+    server::{Config, run_stream},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+
+use crate::{
+    account::Accounts,
+    connection::Connection,
+    flow::{Backlog, PacedStream, WINDOW},
+    host_key::HostKey,
+};
+
+/// How much clients may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Of these, from one address.
+    pub connections_per_source: usize,
+    /// Sessions at the same time in one connection.
+    pub sessions: usize,
+    /// Keys a client may try. Generous: agents offer all they have.
+    pub auth_attempts: usize,
+    /// Time to log in.
+    pub login_grace: Duration,
+    /// Silence after which a client is asked whether it still lives.
+    pub keepalive: Duration,
+    /// Unanswered questions after which it is taken for dead.
+    pub keepalive_missed: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 128,
+            connections_per_source: 32,
+            sessions: 10,
+            auth_attempts: 10,
+            login_grace: Duration::from_secs(60),
+            keepalive: Duration::from_secs(30),
+            keepalive_missed: 4,
+        }
+    }
+}
+
+/// Silence of a connection, keepalives and their answers included, after which it is dropped in any case.
+const SILENCE: Duration = Duration::from_secs(600);
+/// Pause after a failure to accept, as when descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves connections for ever. Needs a runtime of tokio with I/O and time; one thread is enough.
+///
+/// # Errors
+/// When the listener cannot be used at all. A connection's failure is logged and ends nothing else.
+pub async fn serve(
+    listener: net::TcpListener,
+    host_key: HostKey,
+    accounts: Arc<dyn Accounts>,
+    limits: Limits,
+) -> io::Result<Infallible> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let config = Arc::new(config(host_key, &limits));
+    let sources = Arc::new(Sources::default());
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => match sources.admit(peer.ip(), &limits) {
+                Some(place) => {
+                    let connection = connection(stream, peer, config.clone(), accounts.clone(), limits.clone());
+                    tokio::spawn(async move {
+                        let _place = place;
+                        connection.await;
+                    });
+                }
+                None => tracing::warn!(%peer, "too many connections"),
+            },
+            Err(e) => {
+                tracing::warn!("accepting a connection: {e}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// [`serve`] on a runtime of its own, on this thread.
+///
+/// # Errors
+/// As [`serve`], and when no runtime can be made.
+pub fn serve_blocking(
+    listener: net::TcpListener,
+    host_key: HostKey,
+    accounts: Arc<dyn Accounts>,
+    limits: Limits,
+) -> io::Result<Infallible> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(listener, host_key, accounts, limits))
+}
+
+fn config(host_key: HostKey, limits: &Limits) -> Config {
+    Config {
+        // The version is nobody's business.
+        server_id: SshId::Standard("SSH-2.0-Orrery".into()),
+        methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
+        // Keys cannot be guessed: a delay would only punish who has many.
+        auth_rejection_time: Duration::ZERO,
+        auth_rejection_time_initial: None,
+        keys: vec![host_key.0],
+        window_size: WINDOW,
+        maximum_packet_size: 32 << 10,
+        max_auth_attempts: limits.auth_attempts,
+        inactivity_timeout: Some(SILENCE),
+        keepalive_interval: Some(limits.keepalive),
+        keepalive_max: limits.keepalive_missed,
+        nodelay: true,
+        ..Config::default()
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    config: Arc<Config>,
+    accounts: Arc<dyn Accounts>,
+    limits: Limits,
+) {
+    let _ = stream.set_nodelay(true);
+    let backlog = Arc::new(Backlog::default());
+    let authenticated = Arc::new(AtomicBool::new(false));
+    let handler = Connection::new(accounts, peer, limits.sessions, backlog.clone(), authenticated.clone());
+    let stream = PacedStream::new(stream, backlog.clone());
+    let grace = async {
+        sleep(limits.login_grace).await;
+        if !authenticated.load(Ordering::Relaxed) {
+            // Nothing gentler works on a client that stalls the key exchange.
+            backlog.sever();
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let served = async { run_stream(config, stream, handler).await?.await };
+    tokio::select! {
+        result = served => match result {
+            Ok(()) => tracing::debug!(%peer, "connection ended"),
+            Err(e) => tracing::debug!(%peer, "connection ended: {e}"),
+        },
+        never = grace => match never {},
+    }
+}
+
+/// Connections by where they come from.
+#[derive(Default)]
+struct Sources(Mutex<HashMap<IpAddr, usize>>);
+
+/// A connection's place among those allowed, given back when dropped.
+struct Place {
+    sources: Arc<Sources>,
+    source: IpAddr,
+}
+
+impl Sources {
+    fn admit(self: &Arc<Self>, source: IpAddr, limits: &Limits) -> Option<Place> {
+        let mut counts = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let total: usize = counts.values().sum();
+        let here = counts.get(&source).copied().unwrap_or(0);
+        if total >= limits.connections || here >= limits.connections_per_source {
+            return None;
+        }
+        counts.insert(source, here + 1);
+        Some(Place { sources: self.clone(), source })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.sources.0.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(count) = counts.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.source);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_limited_and_given_back() {
+        let limits = Limits { connections: 3, connections_per_source: 2, ..Limits::default() };
+        let sources = Arc::new(Sources::default());
+        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let first = sources.admit(a, &limits);
+        let second = sources.admit(a, &limits);
+        assert!(first.is_some() && second.is_some());
+        assert!(sources.admit(a, &limits).is_none());
+        let third = sources.admit(b, &limits);
+        assert!(third.is_some());
+        assert!(sources.admit(b, &limits).is_none());
+        drop(first);
+        assert!(sources.admit(b, &limits).is_some());
+        drop((second, third));
+        assert!(sources.0.lock().unwrap().is_empty());
+    }
+}
