@@ -1,1 +1,28 @@
-//! The boot stages: configuration, network, time, boot server, verification, execution, safe mode.
+//! The boot stages. Each is a function that takes nothing on trust from an earlier process: what it needs it
+//! reads and checks again, what it found out it leaves in `/run/orrery` for the next.
+//!
+//! PID 1 runs each as a process of its own, see `orrery-init-api`; the node OS runs some of the same ones. Non-goals:
+//! deciding what happens after a failure, and keeping anything alive; both are PID 1's.
+
+mod central;
+pub mod clock;
+pub mod configure;
+pub mod contact;
+mod disks;
+mod download;
+pub mod events;
+mod facts;
+mod failure;
+mod files;
+pub mod handover;
+pub mod install;
+pub mod load;
+pub mod network;
+pub mod repair;
+pub mod reporter;
+pub mod safe;
+pub mod verify;
+
+pub use central::client;
+pub use failure::StageFailure;
+pub use files::{boot_id, node_config, write_private};

@@ -1,2 +1,65 @@
-//! The boot stages: configuration, network, time, boot server, verification, execution, safe mode.
-fn main() {}
+//! `orrery-stage <stage>`: the stages that PID 1 runs on the medium.
+
+use std::{env, process::ExitCode};
+
+use orrery_bootstage::{
+    StageFailure, clock, configure, contact, install, load, network, node_config, repair, reporter, safe, verify,
+};
+use orrery_init_api::{FailureClass, RESULT_FD, Stage, StageResult, report_result};
+use orrery_sys::descriptor::inherited;
+
+const USAGE: &str = "usage: orrery-stage configure|network|time|contact|verify|install|load|repair|safe|reporter";
+
+fn main() -> ExitCode {
+    // Held for as long as the process lives, and by no program it starts.
+    let _result = inherited(RESULT_FD);
+    let Some(stage) = env::args().nth(1).and_then(|word| word.parse::<Stage>().ok()) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match run(stage) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // A service that fails after it was ready has only the console left.
+            if report_result(&failure.to_result()).is_err() {
+                eprintln!("{failure}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(stage: Stage) -> Result<(), StageFailure> {
+    match stage {
+        Stage::Configure => ready(&configure::run()?),
+        Stage::Network => {
+            let config = node_config()?;
+            let state = network::run(&config)?;
+            ready(&format!("{} {}/{}", state.interface, state.address, state.prefix));
+            network::keep_lease(&config, state)?;
+        }
+        Stage::Time => ready(&clock::run(&node_config()?)?),
+        Stage::Contact => ready(&contact::run(&node_config()?)?),
+        Stage::Verify => ready(&verify::run(&node_config()?)?),
+        Stage::Install => ready(&install::run(&node_config()?)?),
+        Stage::Load => ready(&load::run(&node_config()?)?),
+        Stage::Repair => ready(&repair::run(&node_config()?)?),
+        Stage::Safe => safe::run(&node_config()?, ready)?,
+        Stage::Reporter => {
+            let config = node_config()?;
+            let stop = reporter::stop_on_sigterm()?;
+            ready("");
+            reporter::run(&config, stop)?;
+        }
+        Stage::Storage | Stage::NodeManager | Stage::SshGate => {
+            return Err(StageFailure::new(FailureClass::Internal, format!("{stage} is a stage of the node OS")));
+        }
+    }
+    Ok(())
+}
+
+fn ready(said: &str) {
+    if let Err(error) = report_result(&StageResult::ok(said)) {
+        println!("{said} (no PID 1 listens: {error})");
+    }
+}

@@ -1,0 +1,28 @@
+//! Obeying a script of kind `install`.
+
+use orrery_init_api::Stage;
+use orrery_installer::{Linux, Request, install};
+use orrery_protocol::{NodeConfig, ScriptKind};
+
+use crate::{
+    StageFailure, disks,
+    download::{Servers, Teller},
+    verify,
+};
+
+/// Installs what the script names; returns a sentence about it.
+///
+/// # Errors
+/// The script is not one to execute, or installing failed; a disk that was touched then boots nothing.
+pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
+    disks::wait_for_any();
+    let script = verify::open(config)?;
+    let release = script.release_for(ScriptKind::Install)?;
+    // The memory of scripts outlives the file system that it stands on.
+    let mut state = disks::remembered(config);
+    state.accept(ScriptKind::Install, script.serial());
+    let trust = config.trust_root();
+    let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
+    let committed = install(&mut Linux, &Servers::new(config)?, &Teller::new(Stage::Install), request)?;
+    Ok(format!("release {} in slot {}", committed.release(), committed.slot().as_str()))
+}

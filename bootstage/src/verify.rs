@@ -1,0 +1,160 @@
+//! Judging the script: signed by enough release keys, for this node, current, not older than the last one obeyed.
+
+use std::{fs, time::UNIX_EPOCH};
+
+use orrery_init_api::{FailureClass, PLAN_PATH, SCRIPT_PATH, Stage};
+use orrery_protocol::{ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused};
+use thiserror::Error;
+
+use crate::{
+    StageFailure, disks, events,
+    files::{read_json, write_json},
+};
+
+/// A script that this node may execute now. Only verification makes one.
+#[derive(Debug)]
+pub struct VerifiedScript {
+    script: BootScript,
+    envelope: Vec<u8>,
+}
+
+impl VerifiedScript {
+    /// What to do.
+    pub fn kind(&self) -> ScriptKind {
+        self.script.kind
+    }
+
+    /// Its serial.
+    pub fn serial(&self) -> u64 {
+        self.script.serial
+    }
+
+    /// The release it names, if it is a script of `kind`.
+    ///
+    /// # Errors
+    /// It is of another kind: a stage was started that the script does not ask for.
+    pub fn release_for(&self, kind: ScriptKind) -> Result<ArtifactRef, StageFailure> {
+        let release = self.script.release.filter(|_| self.script.kind == kind);
+        release.ok_or_else(|| {
+            let error = VerifyError::OtherKind { asked: kind, has: self.script.kind };
+            StageFailure::new(FailureClass::Internal, error)
+        })
+    }
+}
+
+#[derive(Debug, Error)]
+enum VerifyError {
+    #[error("reading {SCRIPT_PATH}")]
+    Read(#[source] std::io::Error),
+    #[error("the boot script is of kind {has}, not {asked}")]
+    OtherKind { asked: ScriptKind, has: ScriptKind },
+}
+
+/// Verifies the script that was fetched; returns its kind and a few words about it.
+///
+/// # Errors
+/// The script is not one to execute.
+pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
+    let script = open(config)?;
+    write_json(PLAN_PATH, &script.script).map_err(|e| StageFailure::new(FailureClass::Internal, e))?;
+    // Installing remembers it after the commit, on the disk that there is then.
+    if script.kind() != ScriptKind::Install {
+        remember(config, &script);
+    }
+    Ok(format!("{} serial {}", script.kind(), script.serial()))
+}
+
+/// Opens and judges the script. Every stage that obeys it does so itself, and trusts no earlier one.
+///
+/// # Errors
+/// The script is not one to execute.
+pub fn open(config: &NodeConfig) -> Result<VerifiedScript, StageFailure> {
+    let envelope =
+        fs::read(SCRIPT_PATH).map_err(|e| StageFailure::new(FailureClass::Internal, VerifyError::Read(e)))?;
+    let accepted = disks::remembered(config).accepted;
+    let context = ScriptContext { node: &config.id, now: now(), accepted: &accepted };
+    let script = BootScript::open(&envelope, &config.trust_root(), &context)
+        .map_err(|refused| StageFailure::new(class(&refused), refused))?;
+    Ok(VerifiedScript { script, envelope })
+}
+
+/// The safe-mode script that is in force: judged as every script is, now, and the very one that the verify stage accepted
+/// against what the disk remembers. For safe mode, which must not touch a disk that others may be writing to.
+pub(crate) fn safe_script(config: &NodeConfig) -> Option<BootScript> {
+    in_force(config, &fs::read(SCRIPT_PATH).ok()?, &read_json(PLAN_PATH).ok()?, now())
+}
+
+fn in_force(config: &NodeConfig, envelope: &[u8], accepted: &BootScript, now: u64) -> Option<BootScript> {
+    let context = ScriptContext { node: &config.id, now, accepted: &[(accepted.kind, accepted.serial)] };
+    let script = BootScript::open(envelope, &config.trust_root(), &context).ok()?;
+    (script == *accepted && script.kind == ScriptKind::Safe).then_some(script)
+}
+
+fn now() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs())
+}
+
+/// Makes the installed disk refuse older scripts from now on, and keep a `boot` script for the day when central is away. One
+/// of another kind ends that: a node that was taken out of service must not come back by losing its network. That the
+/// disk cannot remember is told and no more: the script itself is in order.
+fn remember(config: &NodeConfig, verified: &VerifiedScript) {
+    let keep = (verified.kind() == ScriptKind::Boot).then_some(verified.envelope.as_slice());
+    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), keep) {
+        let message = format!("the disk could not remember the script: {}", failure.chain());
+        events::tell(Stage::Verify, Some(failure.class), message);
+    }
+}
+
+fn class(refused: &ScriptRefused) -> FailureClass {
+    match refused {
+        ScriptRefused::Envelope(EnvelopeError::NotSigned { .. }) => FailureClass::Signature,
+        ScriptRefused::Envelope(_) | ScriptRefused::Json(_) | ScriptRefused::Version(_) | ScriptRefused::NoRelease => {
+            FailureClass::Malformed
+        }
+        ScriptRefused::WrongNode => FailureClass::WrongNode,
+        ScriptRefused::Expired { .. } => FailureClass::Expired,
+        ScriptRefused::Stale { .. } => FailureClass::Stale,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orrery_protocol::{PayloadType, SigningKey, sign};
+
+    use super::*;
+    use crate::configure::{parse_toml, tests::sample};
+
+    #[test]
+    fn only_the_accepted_safe_mode_script_is_in_force() {
+        let release_key = SigningKey::from_scalar(&[9; 32]).unwrap();
+        let config = parse_toml(&sample(&release_key)).unwrap();
+        let safe = BootScript {
+            version: 1,
+            kind: ScriptKind::Safe,
+            nodes: vec!["n1".into()],
+            serial: 7,
+            issued: 1000,
+            expires: 2000,
+            release: None,
+            ssh_keys: vec!["a key".into()],
+        };
+        let older = BootScript { serial: 6, ..safe.clone() };
+        let newer = BootScript { serial: 8, ..safe.clone() };
+        let other_keys = BootScript { ssh_keys: vec!["another key".into()], ..safe.clone() };
+        let elsewhere = BootScript { nodes: vec!["n2".into()], ..safe.clone() };
+        let release = Some(ArtifactRef { sha256: orrery_protocol::Digest([3; 32]), size: 12 });
+        let boot = BootScript { kind: ScriptKind::Boot, release, ..safe.clone() };
+        let check = |script: &BootScript, key: &SigningKey, accepted: &BootScript, now, expect: bool| {
+            let bytes = sign(PayloadType::BootScript, &script.encode().unwrap(), &[key]).unwrap();
+            assert_eq!(in_force(&config, &bytes, accepted, now).is_some(), expect, "{script:?} {accepted:?} {now}");
+        };
+        check(&safe, &release_key, &safe, 1500, true);
+        check(&safe, &release_key, &safe, 2000, false);
+        check(&safe, &SigningKey::from_scalar(&[8; 32]).unwrap(), &safe, 1500, false);
+        check(&older, &release_key, &safe, 1500, false);
+        check(&newer, &release_key, &safe, 1500, false);
+        check(&other_keys, &release_key, &safe, 1500, false);
+        check(&elsewhere, &release_key, &elsewhere, 1500, false);
+        check(&boot, &release_key, &boot, 1500, false);
+    }
+}
