@@ -1,1 +1,33 @@
-//! The node OS: node manager, ssh gate, services.
+//! The node OS: everything PID 1 starts once the installed system runs.
+//!
+//! Each module is one stage or service, or what several of them share. Slivers themselves are `orrery-sliver`'s, images
+//! `orrery-image-store`'s; here it is decided which of them there should be.
+
+pub mod accounts;
+pub mod central;
+pub mod files;
+pub mod gate;
+pub mod host;
+pub mod manager;
+pub mod partition;
+pub mod plan;
+pub mod reconcile;
+pub mod storage;
+
+/// Where things stand on the node's data partition.
+pub mod paths {
+    /// The data partition.
+    pub const DATA: &str = "/data";
+    /// The boot partition.
+    pub const BOOT: &str = "/mnt/boot";
+    /// What services remember.
+    pub const STATE: &str = "/data/state";
+    /// The last state central wanted.
+    pub const WANTED: &str = "/data/state/wanted.json";
+    /// The ssh gate's key.
+    pub const HOST_KEY: &str = "/data/state/ssh_host_ed25519";
+    /// Verified archives of reference images, by SHA-256.
+    pub const INCOMING: &str = "/data/images/incoming";
+    /// Who may log in where.
+    pub const ACCOUNTS: &str = "/run/orrery/accounts.json";
+}

@@ -1,0 +1,116 @@
+//! Objects: files named by a digest of their content and metadata.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::AsFd,
+};
+
+use orrery_protocol::{Digest, Sha256};
+use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens};
+
+/// Hashed before everything else. To be changed whenever what is hashed changes.
+const FORMAT: &[u8] = b"orrery object 1\n";
+
+/// What a file has besides its content.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Metadata {
+    /// Permissions with the set-id and sticky bits.
+    pub(crate) mode: u32,
+    pub(crate) owner: u32,
+    pub(crate) group: u32,
+    /// Seconds and nanoseconds.
+    pub(crate) modified: (i64, u32),
+    /// Extended attributes, sorted by name.
+    pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Whether an extended attribute belongs into a tree. The others mean something to the kernel of the node, such as
+/// `trusted.overlay.redirect`, or to the machine the archive was made on.
+pub(crate) fn keeps_attribute(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || [b"security.capability".as_slice(), b"system.posix_acl_access", b"system.posix_acl_default"].contains(&name)
+}
+
+impl Metadata {
+    /// A hasher that has seen all but the content.
+    pub(crate) fn hasher(&self, size: u64) -> Sha256 {
+        let mut hasher = Sha256::new();
+        hasher.update(FORMAT);
+        for id in [self.mode, self.owner, self.group, self.modified.1] {
+            hasher.update(&id.to_be_bytes());
+        }
+        hasher.update(&self.modified.0.to_be_bytes());
+        hasher.update(&size.to_be_bytes());
+        hasher.update(&(self.attributes.len() as u64).to_be_bytes());
+        for (name, value) in &self.attributes {
+            for part in [name, value] {
+                hasher.update(&(part.len() as u64).to_be_bytes());
+                hasher.update(part);
+            }
+        }
+        hasher
+    }
+
+    /// Gives the file or directory all of it. Changing the owner clears set-id bits and capabilities, so the owner
+    /// comes first; whatever writes content has to be over, for the same reason.
+    pub(crate) fn apply(&self, file: impl AsFd) -> io::Result<()> {
+        fchown(&file, Some(Uid::from_raw(self.owner)), Some(Gid::from_raw(self.group)))?;
+        fchmod(&file, Mode::from_raw_mode(self.mode))?;
+        for (name, value) in &self.attributes {
+            fsetxattr(&file, name.as_slice(), value, XattrFlags::empty())?;
+        }
+        futimens(file, &self.times())?;
+        Ok(())
+    }
+
+    /// As the kernel takes them.
+    pub(crate) fn times(&self) -> Timestamps {
+        let time = Timespec { tv_sec: self.modified.0, tv_nsec: i64::from(self.modified.1) };
+        Timestamps { last_access: time, last_modification: time }
+    }
+
+    /// What a file has, and its size.
+    pub(crate) fn of(file: &File) -> io::Result<(Self, u64)> {
+        let stat = rustix::fs::fstat(file)?;
+        let mut names = vec![0; rustix::fs::flistxattr_query(file)?];
+        let length = rustix::fs::flistxattr(file, names.as_mut_slice())?;
+        let mut attributes = Vec::new();
+        for name in names[..length].split(|&byte| byte == 0).filter(|name| keeps_attribute(name)) {
+            let mut value = vec![0; rustix::fs::fgetxattr_query(file, name)?];
+            let length = rustix::fs::fgetxattr(file, name, value.as_mut_slice())?;
+            value.truncate(length);
+            attributes.push((name.to_vec(), value));
+        }
+        attributes.sort();
+        let metadata = Self {
+            mode: stat.st_mode & 0o7777,
+            owner: stat.st_uid,
+            group: stat.st_gid,
+            modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            attributes,
+        };
+        Ok((metadata, stat.st_size.cast_unsigned()))
+    }
+}
+
+/// The name that an object with this file's content and metadata has.
+pub(crate) fn identify(mut file: &File) -> io::Result<Digest> {
+    let (metadata, size) = Metadata::of(file)?;
+    let mut hasher = metadata.hasher(size);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+}
+
+/// An object's path beneath the directory of objects. Siblings beyond the first hold the same: ext4 allows a file
+/// 65,000 links only.
+pub(crate) fn name(id: &Digest, sibling: u32) -> String {
+    let id = id.to_string();
+    let directory = &id[..2];
+    if sibling == 0 { format!("{directory}/{id}") } else { format!("{directory}/{id}.{sibling}") }
+}

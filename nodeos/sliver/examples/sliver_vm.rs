@@ -1,0 +1,373 @@
+//! Tries slivers on a real kernel: the first process of a virtual machine that checks every limit and powers off.
+//!
+//! Built static, it is `/init` of an initramfs with empty /dev, /proc, /sys, /run and /data. The first virtio disk is an ext4
+//! file system with project quotas (`mke2fs -O project,quota -E quotatype=prjquota`) that has a Debian archive at
+//! `incoming/debian.tar` (or `.tar.zst`, plus its SHA-256 in hexadecimal with `.sha256`). Each check prints one line, the last
+//! is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::{ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use orrery_image_store::Store;
+use orrery_protocol::{ArtifactRef, Digest, ImageRef, Rspec, SliverSpec};
+use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
+use rustix::mount::{MountFlags, mount};
+
+fn main() -> ExitCode {
+    if let Some(code) = internal_main(std::env::args_os()) {
+        return code;
+    }
+    let result = run();
+    match &result {
+        Ok(()) => println!("SLIVER-VM ok"),
+        Err(error) => println!("SLIVER-VM FAILED {error:#}"),
+    }
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    ExitCode::FAILURE
+}
+
+/// Does one step and tells how long it took.
+fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let result = work().with_context(|| format!("step `{name}`"))?;
+    println!("ok {name} ({} ms)", start.elapsed().as_millis());
+    Ok(result)
+}
+
+fn prepare() -> Result<()> {
+    let none = MountFlags::empty();
+    // The kernel may have mounted /dev already.
+    let _ = mount("dev", "/dev", "devtmpfs", none, None);
+    mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
+    mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
+    mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
+    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, None).context("mounting control groups")?;
+    mount("/dev/vda", "/data", "ext4", none, Some(c"prjquota")).context("mounting /data")?;
+    fs::write("/etc/resolv.conf", "nameserver 10.0.2.3\n").context("writing resolv.conf")?;
+    prepare_node(Path::new("/sys/fs/cgroup/slivers")).context("preparing the node")
+}
+
+fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
+    let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
+    let image = ImageRef { name: "debian".into(), content };
+    Ok(SliverSpec { slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?, keys: Vec::new(), image, rspec })
+}
+
+fn request(run: Run) -> EnterRequest {
+    let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+    EnterRequest { run, environment: Vec::new(), directory: None, pty: None, stdio }
+}
+
+/// Runs a command line in a sliver; returns its exit status and all it wrote.
+fn inside(slivers: &Slivers, login: &str, line: &str) -> Result<(i32, String)> {
+    let Entered { child, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}"))))?;
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok((output.status.code().unwrap_or(-1), text))
+}
+
+fn expect(slivers: &Slivers, login: &str, line: &str, code: i32, part: &str) -> Result<String> {
+    let (got, text) = inside(slivers, login, line)?;
+    for line in text.lines() {
+        println!("    {line}");
+    }
+    ensure!(got == code && text.contains(part), "`{line}` in {login}: status {got}, wrote {text:?}");
+    Ok(text)
+}
+
+fn processes() -> Result<usize> {
+    Ok(fs::read_dir("/proc")?.flatten().filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).count())
+}
+
+/// A digest of names, sizes and times of a whole tree.
+fn fingerprint(tree: &Path) -> Result<u64> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut pending = vec![tree.to_owned()];
+    let mut sum = 0_u64;
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let path = entry?.path();
+            let data = fs::symlink_metadata(&path)?;
+            let mut hasher = DefaultHasher::new();
+            (&path, data.mode(), data.uid(), data.gid(), data.size(), data.mtime(), data.ctime()).hash(&mut hasher);
+            sum = sum.wrapping_add(hasher.finish());
+            if data.is_dir() {
+                pending.push(path);
+            }
+        }
+    }
+    Ok(sum)
+}
+
+fn run() -> Result<()> {
+    step("prepare", prepare)?;
+    let store = Store::open(Path::new("/data"))?;
+    let image = step("import", || import(&store))?;
+    let tree = store.tree(&image).context("the image has no tree")?;
+    let before = fingerprint(&tree)?;
+    let image = image.to_string();
+
+    let slivers = Slivers::open(SliverPaths::default())?;
+    let small = Rspec { mem_limit: 64 << 20, disk_quota: 16 << 20, pids_limit: 40, ..Rspec::default() };
+    step("create", || Ok(slivers.create(&spec("test/one", small)?, &image)?))?;
+    slivers.create(&spec("test/two", Rspec::default())?, &image)?;
+    step("start", || Ok(slivers.start("test_one")?))?;
+    step("start again", || Ok(slivers.start("test_one")?))?;
+    step("identity", || expect(&slivers, "test_one", "id; hostname; cat /proc/self/uid_map", 0, "uid=0(root)"))?;
+    step("debian", || expect(&slivers, "test_one", "cat /etc/debian_version; apt --version; touch /x", 0, "apt "))?;
+    step("files belong to root", || {
+        expect(&slivers, "test_one", "stat -c %u:%g / /etc/passwd /x /dev /run", 0, "0:0")
+    })?;
+    step("capabilities", || expect(&slivers, "test_one", "grep Cap /proc/self/status", 0, "CapEff"))?;
+    step("no mounting", || {
+        expect(&slivers, "test_one", "mount -t tmpfs none /mnt; umount /dev/pts || umount /proc", 32, "denied")
+    })?;
+    step("no node files", || expect(&slivers, "test_one", "ls /data /sys/fs", 2, "No such"))?;
+    step("devices", || {
+        expect(&slivers, "test_one", "ls -l /dev; echo x > /dev/null; head -c4 /dev/urandom | wc -c", 0, "4")
+    })?;
+    step("resolver", || expect(&slivers, "test_one", "cat /etc/resolv.conf", 0, "10.0.2.3"))?;
+    step("packages", || {
+        expect(
+            &slivers,
+            "test_one",
+            "dpkg -l | wc -l; mv /usr/share/doc /usr/share/doc2; ls -d /usr/share/doc2",
+            0,
+            "doc2",
+        )
+    })?;
+    step("exit status", || expect(&slivers, "test_one", "exit 42", 42, ""))?;
+    step("signal", || expect(&slivers, "test_one", "kill -KILL $$", 137, ""))?;
+    step("terminal", || terminal(&slivers))?;
+    step("input", || input(&slivers))?;
+
+    step("processes are bounded", || {
+        let (_, text) =
+            inside(&slivers, "test_one", "for i in $(seq 100); do sleep 1000 >/dev/null 2>&1 & done; echo forked")?;
+        let (_, running) = slivers.usage("test_one");
+        println!("    {running} processes; {}", text.lines().last().unwrap_or_default());
+        ensure!((20..=40).contains(&running), "{running} processes");
+        ensure!(processes()? < 200, "{} processes on the node", processes()?);
+        Ok(())
+    })?;
+    step("restart", || {
+        slivers.stop("test_one")?;
+        ensure!(!slivers.is_running("test_one"), "still running");
+        expect(&slivers, "test_one", "ls /x; ps ax 2>/dev/null || ls -d /proc/[0-9]*", 0, "/x")
+    })?;
+    step("fork bomb", || {
+        let (code, _) = inside(&slivers, "test_one", "(b() { b | b & }; b) >/dev/null 2>&1; exit 3")?;
+        println!("    status {code}, {} processes", slivers.usage("test_one").1);
+        ensure!(slivers.usage("test_one").1 <= 40, "too many processes");
+        slivers.stop("test_one")?;
+        Ok(())
+    })?;
+    step("memory hog is killed", || {
+        let line = "head -c 200m /dev/zero | tail | wc -c";
+        slivers.start("test_one")?;
+        let (code, text) = inside(&slivers, "test_one", line)?;
+        println!("    status {code} {text:?}");
+        ensure!(code != 0, "the hog ended well: {text}");
+        ensure!(slivers.is_running("test_one"), "the sliver died with it");
+        expect(&slivers, "test_one", "echo alive", 0, "alive")
+    })?;
+    step("quota", || {
+        expect(
+            &slivers,
+            "test_one",
+            "dd if=/dev/zero of=/big bs=1M count=64; ls -l /big; rm /big; sync",
+            0,
+            "uota exceeded",
+        )
+        .or_else(|_| {
+            expect(&slivers, "test_one", "dd if=/dev/zero of=/big bs=1M count=64; rm -f /big; sync", 0, "No space")
+        })?;
+        println!("    {:?}", slivers.disk_usage("test_one")?);
+        Ok(())
+    })?;
+    step("slivers do not see each other", || {
+        expect(&slivers, "test_one", "sleep 1000 >/dev/null 2>&1 & echo started", 0, "started")?;
+        expect(&slivers, "test_two", "ls /x", 2, "No such")?;
+        let text = expect(&slivers, "test_two", "cat /proc/[0-9]*/comm", 0, "cat")?;
+        ensure!(!text.contains("sleep"), "another sliver's process shows");
+        Ok(())
+    })?;
+    step("no user namespaces", || expect(&slivers, "test_two", "unshare -U true", 1, "No space left"))?;
+    step("no network namespaces", || expect(&slivers, "test_two", "unshare -n true", 1, "unshare"))?;
+    step("settings of the kernel", || {
+        // The first is there only in kernels that dump core.
+        let now = || ["core_pattern", "panic"].map(|name| fs::read(format!("/proc/sys/kernel/{name}")).ok());
+        let before = now();
+        let line = "for f in kernel/core_pattern kernel/panic user/max_user_namespaces; do \
+                    echo 9 > /proc/sys/$f || echo refused; done; echo 9 >> /proc/sys/kernel/panic";
+        let text = expect(&slivers, "test_two", line, 1, "Read-only")?;
+        ensure!(text.matches("refused").count() == 3 && now() == before, "a setting was written");
+        ensure!(fs::read_to_string("/proc/sys/user/max_user_namespaces")?.trim() != "0", "the node's limit changed");
+        for name in ["kernel/io_uring_disabled", "kernel/kexec_load_disabled", "net/ipv4/ip_unprivileged_port_start"] {
+            println!("    {name} {:?}", fs::read_to_string(format!("/proc/sys/{name}")).map(|t| t.trim().to_owned()));
+        }
+        Ok(())
+    })?;
+    step("whoever enters is not caught", || {
+        // Most are stopped too late to be missed by whoever entered.
+        for _ in 0..15 {
+            if hunt(&slivers)? {
+                break;
+            }
+        }
+        Ok(())
+    })?;
+    step("deep directories are removed", || {
+        let line =
+            "perl -e 'chdir \"/root\"; for (1..3000) { mkdir \"d\" or die $!; chdir \"d\" or die $!; } print \"dug\"'";
+        expect(&slivers, "test_two", line, 0, "dug")?;
+        slivers.destroy("test_two")?;
+        let left: Vec<_> = fs::read_dir("/data/slivers")?.flatten().map(|e| e.file_name()).collect();
+        ensure!(left == ["test_one"], "{left:?} are left");
+        Ok(())
+    })?;
+    step("the image is unchanged", || {
+        ensure!(fingerprint(&tree)? == before, "the tree changed");
+        ensure!(!tree.join("x").exists(), "a file is in the tree");
+        Ok(())
+    })?;
+    step("limits change while it runs", || {
+        slivers.apply_limits("test_one", Rspec { pids_limit: 77, ..small })?;
+        let now = fs::read_to_string("/sys/fs/cgroup/slivers/test_one/pids.max")?;
+        ensure!(now.trim() == "77", "{now}");
+        Ok(())
+    })?;
+    step("destroy", || {
+        slivers.destroy("test_one")?;
+        slivers.destroy("test_one")?;
+        ensure!(!Path::new("/data/slivers/test_one").exists(), "files are left");
+        ensure!(!Path::new("/sys/fs/cgroup/slivers/test_one").exists(), "a control group is left");
+        let left = fs::read_to_string("/proc/self/mounts")?;
+        ensure!(!left.contains("overlay"), "mounts are left: {left}");
+        Ok(())
+    })?;
+    step("many", || {
+        for i in 0..20 {
+            let spec = spec(&format!("many/s{i}"), Rspec::default())?;
+            slivers.create(&spec, &image)?;
+            slivers.start(&spec.slice.login())?;
+        }
+        let (memory, processes) = slivers.usage("many_s0");
+        println!(
+            "    an idle sliver: {memory} bytes of memory, {processes} processes, {:?}",
+            slivers.disk_usage("many_s0")?
+        );
+        Ok(())
+    })
+}
+
+fn import(store: &Store) -> Result<Digest> {
+    let image =
+        fs::read_to_string("/data/incoming/debian.sha256")?.trim().parse().map_err(|e| anyhow::anyhow!("{e}"))?;
+    let archive = ["/data/incoming/debian.tar", "/data/incoming/debian.tar.zst"];
+    let path = archive.iter().find(|p| Path::new(p).exists()).context("no archive")?;
+    let imported = store.import(File::open(path)?, &image, 1 << 30)?;
+    println!("    {imported:?}");
+    Ok(image)
+}
+
+/// Stops and traces every process that appears in the sliver. One that is not the sliver's program yet is what it is after:
+/// it says whether it may be traced or looked into, leaves it stopped and ends.
+const HUNTER: &str = r#"
+$| = 1; $SIG{ALRM} = sub { print "gave up, saw $seen\n"; exit }; alarm 30;
+sub list { opendir(my $d, "/proc"); grep { /^\d+$/ } readdir $d }
+my %known = map { $_ => 1 } list();
+print "hunting\n";
+while (1) {
+    for my $pid (list()) {
+        next if $known{$pid}++;
+        $seen++;
+        kill "STOP", $pid;
+        my $traced = syscall(101, 16, $pid, 0, 0);
+        my $looked = open(my $maps, "<", "/proc/$pid/maps") && defined(readline $maps);
+        open(my $comm, "<", "/proc/$pid/comm") or next;
+        my $name = readline $comm;
+        if ($name eq "exe\n") {
+            print "caught $pid after $seen: ", $traced == 0 ? "TRACED" : "not traced", $looked ? " LOOKED" : "", "\n";
+            exit;
+        }
+        waitpid($pid, 0), syscall(101, 17, $pid, 0, 0) if $traced == 0;
+        kill "CONT", $pid;
+    }
+}
+"#;
+
+/// The sliver's root lies in wait for processes that come in. Returns whether it kept one from entering.
+fn hunt(slivers: &Slivers) -> Result<bool> {
+    let stdio = [Stdio::piped(), Stdio::null(), Stdio::null()];
+    let run = Run::Command("cat > /root/hunter; exec perl /root/hunter > /root/hunt 2>&1".into());
+    let mut hunter = slivers.enter("test_two", EnterRequest { stdio, ..request(run) })?;
+    hunter.child.stdin.take().context("no input")?.write_all(HUNTER.as_bytes())?;
+    let started = Instant::now();
+    let mut entered = 0;
+    let caught = 'hunt: loop {
+        let start = Instant::now();
+        let mut child = match slivers.enter("test_two", request(Run::Command("true".into()))) {
+            Ok(entered) => entered.child,
+            Err(error) => break Some((format!("{error:#}"), start.elapsed())),
+        };
+        entered += 1;
+        while child.try_wait()?.is_none() {
+            // A command that the sliver stopped is the sliver's business.
+            if hunter.child.try_wait()?.is_some() || started.elapsed().as_secs() > 40 {
+                child.kill()?;
+                child.wait()?;
+                break 'hunt None;
+            }
+            std::thread::yield_now();
+        }
+        if hunter.child.try_wait()?.is_some() {
+            break None;
+        }
+    };
+    println!("    {entered} entered, then {caught:?}");
+    ensure!(caught.as_ref().is_none_or(|(_, took)| took.as_secs() < 15), "entering took too long");
+    hunter.child.wait()?;
+    let text = expect(slivers, "test_two", "cat /root/hunt", 0, "hunting")?;
+    ensure!(!text.contains("TRACED") && !text.contains("LOOKED"), "a process on its way in was caught");
+    Ok(caught.is_some())
+}
+
+fn terminal(slivers: &Slivers) -> Result<()> {
+    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99 });
+    let mut entered = slivers.enter("test_one", EnterRequest { pty, ..request(Run::Shell) })?;
+    let mut master = File::from(entered.pty.take().context("no terminal")?);
+    master.write_all(b"stty size; tty; echo $TERM $HOME $0; exit 7\n")?;
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    // The master says EIO once nobody has the terminal open.
+    while let Ok(read @ 1..) = master.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..read]);
+    }
+    let text = String::from_utf8_lossy(&text);
+    for line in text.lines() {
+        println!("    {line}");
+    }
+    let code = entered.child.wait()?.code();
+    ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/0"), "{code:?} {text:?}");
+    Ok(())
+}
+
+fn input(slivers: &Slivers) -> Result<()> {
+    let stdio = [Stdio::piped(), Stdio::piped(), Stdio::null()];
+    let program = Run::Program(vec!["wc".into(), "-c".into()]);
+    let mut entered = slivers.enter("test_one", EnterRequest { stdio, ..request(program) })?;
+    entered.child.stdin.take().context("no input")?.write_all(&vec![b'x'; 100_000])?;
+    let output = entered.child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && text.trim() == "100000", "{text:?}");
+    Ok(())
+}

@@ -1,0 +1,495 @@
+//! Starting a sliver: the helper that builds its mounts as the node's root, and the process that its namespaces hang on.
+//!
+//! The order matters. The helper leaves for a mount namespace of its own and forks a process that makes the sliver's other
+//! namespaces, whose child becomes the first process. The helper then builds the whole tree, /proc included, with the node's
+//! rights, so that when the first process takes a mount namespace of its own, owned by the sliver, every mount in it is
+//! locked: no capability inside changes or removes one. All mounts go with the last process.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+};
+
+use orrery_sys::namespace::{self, Fork, fork, unshare};
+use rustix::{
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    },
+    process::{Pid, PidfdFlags, WaitOptions},
+    thread::{ThreadNameSpaceType, UnshareFlags},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::SliverError,
+    internal::{BOOT, become_sliver_root, helper_command},
+    record::IDS,
+};
+
+/// What the helper is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) host_name: String,
+    pub(crate) id_base: u32,
+    /// The image's tree.
+    pub(crate) lower: PathBuf,
+    pub(crate) upper: PathBuf,
+    pub(crate) work: PathBuf,
+    /// A directory for mount points, which hold mounts only in the helper's namespace.
+    pub(crate) scratch: PathBuf,
+    /// The leaf of the first process.
+    pub(crate) leaf: PathBuf,
+}
+
+/// Runs the helper and waits for it.
+pub(crate) fn start(login: &str, order: &Order) -> Result<(), SliverError> {
+    let mut child = helper_command(BOOT)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(SliverError::Helper)?;
+    let told = serde_json::to_vec(order).map_err(io::Error::from).and_then(|text| match child.stdin.take() {
+        Some(mut stdin) => stdin.write_all(&text),
+        None => Ok(()),
+    });
+    let output = child.wait_with_output().map_err(SliverError::Helper)?;
+    told.map_err(SliverError::Helper)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(SliverError::Start { login: login.into(), message })
+}
+
+/// What is covered in /proc. Permissions guard them already: their owner, the node's root, is nobody inside.
+const MASKED: &[&str] = &["kcore", "keys", "timer_list", "sysrq-trigger", "kallsyms", "kmsg"];
+
+/// An error with what was attempted, for one line on standard error.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {source}")]
+struct Failed {
+    doing: String,
+    source: io::Error,
+}
+
+trait Doing<T> {
+    fn doing(self, doing: impl Into<String>) -> Result<T, Failed>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: impl Into<String>) -> Result<T, Failed> {
+        self.map_err(|source| Failed { doing: doing.into(), source: source.into() })
+    }
+}
+
+/// The whole life of the helper.
+pub(crate) fn helper() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failed> {
+    let mut text = Vec::new();
+    io::stdin().read_to_end(&mut text).doing("reading the order")?;
+    let order: Order = serde_json::from_slice(&text).map_err(io::Error::from).doing("reading the order")?;
+
+    unshare(UnshareFlags::NEWNS).doing("making a mount namespace")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .doing("making mounts private")?;
+    let waiting = Waiting::make(&order)?;
+    build(&order, &waiting)?;
+    waiting.go()
+}
+
+/// The first process, which waits for its mounts. It ends if this value is dropped.
+struct Waiting {
+    pid: Pid,
+    user_name_space: OwnedFd,
+    /// Tells it to go on.
+    go: File,
+    /// Its error, or nothing when it is done.
+    answer: File,
+}
+
+fn pipe() -> Result<(File, File), Failed> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing("making a pipe")?;
+    Ok((reader.into(), writer.into()))
+}
+
+fn read_byte(mut pipe: &File) -> io::Result<()> {
+    pipe.read_exact(&mut [0])
+}
+
+impl Waiting {
+    fn make(order: &Order) -> Result<Self, Failed> {
+        let (mapped_reader, mut mapped) = pipe()?;
+        let (go_reader, go) = pipe()?;
+        let (mut unshared, unshared_writer) = pipe()?;
+        let (answer, answer_writer) = pipe()?;
+        let maker = match fork().doing("forking")? {
+            Fork::Parent(maker) => maker,
+            Fork::Child => {
+                // Or the child would wait for itself.
+                drop((mapped, go, unshared, answer));
+                let mut report = answer_writer.try_clone().doing("duplicating a pipe")?;
+                if let Err(error) = make_name_spaces(order, &mapped_reader, unshared_writer, &go_reader, answer_writer)
+                {
+                    let _ = write!(report, "{error}");
+                }
+                std::process::exit(0)
+            }
+        };
+        drop((mapped_reader, go_reader, unshared_writer, answer_writer));
+
+        // The maker is in its user namespace now, and has no identities until somebody outside maps them.
+        let mut pid = [0; 4];
+        let made = read_byte(&unshared).doing("making a user namespace").and_then(|()| {
+            let proc = format!("/proc/{}", maker.as_raw_nonzero());
+            let map = format!("0 {} {IDS}\n", order.id_base);
+            fs::write(format!("{proc}/uid_map"), &map).doing("mapping users")?;
+            fs::write(format!("{proc}/gid_map"), &map).doing("mapping groups")?;
+            let user_name_space = File::open(format!("{proc}/ns/user")).doing("opening the user namespace")?;
+            mapped.write_all(b"+").doing("telling that users are mapped")?;
+            unshared.read_exact(&mut pid).doing("making the first process")?;
+            Ok(user_name_space)
+        });
+        drop(mapped);
+        rustix::process::waitpid(Some(maker), WaitOptions::empty()).doing("waiting for the maker of namespaces")?;
+        let result = made.and_then(|user_name_space| {
+            let pid = Pid::from_raw(i32::from_ne_bytes(pid)).ok_or_else(|| Failed {
+                doing: "making the first process".into(),
+                source: io::Error::other("no PID"),
+            })?;
+            Ok((pid, OwnedFd::from(user_name_space)))
+        });
+        match result {
+            Ok((pid, user_name_space)) => Ok(Self { pid, user_name_space, go, answer }),
+            Err(error) => {
+                drop(go);
+                Err(told(answer).err().unwrap_or(error))
+            }
+        }
+    }
+
+    /// Lets the first process take its mounts, and waits until it has.
+    fn go(mut self) -> Result<(), Failed> {
+        self.go.write_all(b"+").doing("telling the first process to go on")?;
+        told(self.answer)
+    }
+}
+
+/// The other side's error, if it tells of one before it closes the pipe.
+fn told(mut answer: File) -> Result<(), Failed> {
+    let mut message = String::new();
+    answer.read_to_string(&mut message).doing("hearing from the first process")?;
+    if message.is_empty() {
+        return Ok(());
+    }
+    Err(Failed { doing: "in the first process".into(), source: io::Error::other(message) })
+}
+
+/// What the forked process does: namespaces, and a child in them.
+fn make_name_spaces(order: &Order, mapped: &File, mut unshared: File, go: &File, answer: File) -> Result<(), Failed> {
+    fs::write(order.leaf.join("cgroup.procs"), "0").doing("joining the control group")?;
+    unshare(UnshareFlags::NEWUSER).doing("making a user namespace")?;
+    unshared.write_all(b"+").doing("telling of the user namespace")?;
+    read_byte(mapped).doing("waiting for identities")?;
+    // Each user namespace has its own of these; raising them takes a capability that the sliver's root is not left. With
+    // namespaces of its own it would have every capability there, and so all of the kernel's code for network set-up.
+    for kind in ["user", "net"] {
+        let limit = format!("/proc/sys/user/max_{kind}_namespaces");
+        fs::write(&limit, "0").doing(format!("writing {limit}"))?;
+    }
+    let rest = UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    unshare(rest).doing("making namespaces")?;
+    match fork().doing("forking the first process")? {
+        Fork::Parent(pid) => {
+            unshared.write_all(&pid.as_raw_nonzero().get().to_ne_bytes()).doing("telling of the first process")
+        }
+        Fork::Child => {
+            drop(unshared);
+            let mut report = answer.try_clone().doing("duplicating a pipe")?;
+            if let Err(error) = be_first_process(order, go, answer) {
+                let _ = write!(report, "{error}");
+            }
+            std::process::exit(1)
+        }
+    }
+}
+
+/// The first process's life.
+fn be_first_process(order: &Order, go: &File, answer: File) -> Result<(), Failed> {
+    if read_byte(go).is_err() {
+        // The helper failed, and tells of it itself.
+        return Ok(());
+    }
+    let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).doing("opening itself")?;
+    unshare(UnshareFlags::NEWNS).doing("taking the mounts")?;
+    // Joining the namespace it is in makes its topmost root this process's.
+    rustix::thread::move_into_thread_name_spaces(me.as_fd(), ThreadNameSpaceType::MOUNT).doing("changing the root")?;
+    rustix::system::sethostname(order.host_name.as_bytes()).doing("setting the host name")?;
+    rustix::process::chdir("/").doing("changing to the root")?;
+    rustix::process::setsid().doing("leading a session")?;
+    let _ = rustix::thread::set_name(c"sliver");
+    become_sliver_root().doing("becoming the sliver's root")?;
+    drop(answer);
+    match namespace::become_reaper().doing("waiting")? {}
+}
+
+/// The tree of mounts, whose root is on top of this namespace's at the end.
+fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
+    let devices = ["null", "zero", "full", "random", "urandom", "tty"]
+        .into_iter()
+        .map(|name| Ok((name, clone_tree(&format!("/dev/{name}"))?)))
+        .collect::<Result<Vec<_>, Failed>>()?;
+    let covers = MASKED.iter().map(|name| Ok((name, clone_tree("/dev/null")?))).collect::<Result<Vec<_>, Failed>>()?;
+    let resolver = fs::read("/etc/resolv.conf").ok();
+
+    let lower = clone_tree(&order.lower.to_string_lossy())?;
+    namespace::idmap_read_only(lower.as_fd(), waiting.user_name_space.as_fd()).doing("mapping the image's owners")?;
+    let lower_point = order.scratch.join("lower");
+    fs::create_dir_all(&lower_point).doing(format!("making {}", lower_point.display()))?;
+    rustix::mount::move_mount(&lower, "", CWD, &lower_point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .doing("mounting the image")?;
+    let overlay = file_system(
+        "overlay",
+        &[
+            ("lowerdir", &lower_point.to_string_lossy()),
+            ("upperdir", &order.upper.to_string_lossy()),
+            ("workdir", &order.work.to_string_lossy()),
+            // Directories of the image can be renamed.
+            ("redirect_dir", "on"),
+        ],
+        MountAttrFlags::MOUNT_ATTR_NODEV,
+    )?;
+    let proc = make_proc(&order.scratch, waiting.pid)?;
+    take_root(&overlay)?;
+
+    // From here on every path is resolved inside, where the sliver may have put symbolic links.
+    let root = Inside::open(order.id_base)?;
+    let base = order.id_base.to_string();
+    let owned = [("uid", base.as_str()), ("gid", base.as_str())];
+    let small = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let tree = |mode: &str, size: &str| {
+        [owned[0], owned[1], ("mode", mode), ("size", size)].map(|(k, v)| (k.to_owned(), v.to_owned()))
+    };
+    let temporary = |mode: &str, size: &str, flags| {
+        let options = tree(mode, size);
+        let options: Vec<_> = options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        file_system("tmpfs", &options, flags)
+    };
+
+    root.mount("dev", &temporary("755", "64k", MountAttrFlags::MOUNT_ATTR_NOSUID)?)?;
+    for (name, device) in devices {
+        root.file(&format!("dev/{name}"), &device)?;
+    }
+    let group = (order.id_base + 5).to_string();
+    let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", &group), ("max", "256")];
+    let noexec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    root.mount("dev/pts", &file_system("devpts", &terminals, noexec)?)?;
+    root.mount("dev/shm", &temporary("1777", "50%", small)?)?;
+    for (link, target) in [
+        ("dev/ptmx", "pts/ptmx"),
+        ("dev/fd", "/proc/self/fd"),
+        ("dev/stdin", "/proc/self/fd/0"),
+        ("dev/stdout", "/proc/self/fd/1"),
+        ("dev/stderr", "/proc/self/fd/2"),
+    ] {
+        rustix::fs::symlinkat(target, &root.directory, link).doing(format!("linking /{link}"))?;
+    }
+    root.mount("run", &temporary("755", "10%", small)?)?;
+    root.mount("sys", &temporary("555", "4k", small | noexec | MountAttrFlags::MOUNT_ATTR_RDONLY)?)?;
+    root.mount("proc", &proc)?;
+    root.freeze("proc/sys")?;
+    for (name, null) in covers {
+        root.mask(&format!("proc/{name}"), &null)?;
+    }
+    if let Some(text) = resolver {
+        root.write("etc", "resolv.conf", &text)?;
+    }
+    Ok(())
+}
+
+/// A detached copy of a mount, or of a single file of one.
+fn clone_tree(path: &str) -> Result<OwnedFd, Failed> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, path, flags).doing(format!("opening {path}"))
+}
+
+/// A new file system, not attached anywhere. An option without value is a flag.
+fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Failed> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(format!("opening {kind}"))?;
+    for (key, value) in options {
+        if value.is_empty() {
+            rustix::mount::fsconfig_set_flag(&context, *key)
+        } else {
+            rustix::mount::fsconfig_set_string(&context, *key, *value)
+        }
+        .doing(format!("setting {key}={value} of {kind}"))?;
+    }
+    rustix::mount::fsconfig_create(&context).doing(format!("making {kind}"))?;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).doing(format!("mounting {kind}"))
+}
+
+/// A /proc shows the PID namespace of whoever mounts it, so that a child in the sliver's has to.
+fn make_proc(scratch: &Path, first: Pid) -> Result<OwnedFd, Failed> {
+    let point = scratch.join("proc");
+    fs::create_dir_all(&point).doing(format!("making {}", point.display()))?;
+    let first = rustix::process::pidfd_open(first, PidfdFlags::empty()).doing("opening the first process")?;
+    rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::PROCESS_ID)
+        .doing("joining the PID namespace")?;
+    match fork().doing("forking")? {
+        Fork::Parent(child) => {
+            let status = rustix::process::waitpid(Some(child), WaitOptions::empty()).doing("waiting for /proc")?;
+            if status.is_none_or(|(_, status)| status.exit_status() != Some(0)) {
+                return Err(Failed { doing: "making /proc".into(), source: io::Error::other("see above") });
+            }
+            clone_tree(&point.to_string_lossy())
+        }
+        Fork::Child => {
+            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            let mounted = file_system("proc", &[], flags).and_then(|proc| {
+                rustix::mount::move_mount(&proc, "", CWD, &point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                    .doing("mounting /proc")
+            });
+            if let Err(error) = &mounted {
+                eprintln!("{error}");
+            }
+            std::process::exit(i32::from(mounted.is_err()))
+        }
+    }
+}
+
+/// Makes a mount that is not attached yet the root of this namespace and process, and detaches everything else but the file
+/// system at the very bottom. That one is the initial RAM file system, which pivot_root cannot exchange; covered at its top,
+/// no path leads to it, not even `..` from outside of a changed root.
+fn take_root(root: &OwnedFd) -> Result<(), Failed> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").doing("listing mounts")?;
+    // Later mounts may cover or lie below earlier ones, so the last goes first. Octal escapes stand for blanks; nothing of
+    // the node's has such a name, and what a detached mount holds below goes with it.
+    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|point| *point != "/") {
+        match rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Gone with the one it was on.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error).doing(format!("detaching {point}")),
+        }
+    }
+    rustix::mount::move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .doing("mounting the root")?;
+    rustix::process::fchdir(root).doing("changing to the new root")?;
+    rustix::process::chroot(".").doing("changing the root")
+}
+
+/// The sliver's root from within. Nothing follows symbolic links.
+struct Inside {
+    directory: OwnedFd,
+    owner: (Uid, Gid),
+}
+
+impl Inside {
+    fn open(id_base: u32) -> Result<Self, Failed> {
+        let directory = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .doing("opening the root")?;
+        Ok(Self { directory, owner: (Uid::from_raw(id_base), Gid::from_raw(id_base)) })
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        Ok(rustix::fs::openat2(&self.directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+
+    fn attach(&self, target: &OwnedFd, mount: &OwnedFd) -> io::Result<()> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok(rustix::mount::move_mount(mount, "", target, "", flags)?)
+    }
+
+    /// Mounts on a directory, which is made if there is none.
+    fn mount(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
+        let open = || self.resolve(path, OFlags::PATH | OFlags::DIRECTORY);
+        let target = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                rustix::fs::mkdirat(&self.directory, path, Mode::from(0o755)).doing(format!("making /{path}"))?;
+                let (user, group) = self.owner;
+                rustix::fs::chownat(&self.directory, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                    .doing(format!("giving away /{path}"))?;
+                open()
+            }
+            result => result,
+        }
+        .doing(format!("opening /{path}"))?;
+        self.attach(&target, mount).doing(format!("mounting on /{path}"))
+    }
+
+    /// Mounts on a new empty file.
+    fn file(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(&self.directory, path, flags, Mode::from(0o644)).doing(format!("making /{path}"))?;
+        self.attach(&file, mount).doing(format!("mounting on /{path}"))
+    }
+
+    /// Covers a directory with itself, read-only.
+    fn freeze(&self, path: &str) -> Result<(), Failed> {
+        let doing = || format!("making /{path} read-only");
+        let target = self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).doing(doing())?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let copy = rustix::mount::open_tree(&target, "", flags).doing(doing())?;
+        namespace::make_read_only(copy.as_fd()).doing(doing())?;
+        self.attach(&target, &copy).doing(doing())
+    }
+
+    /// Covers a file with `/dev/null`, if there is such a file.
+    fn mask(&self, path: &str, null: &OwnedFd) -> Result<(), Failed> {
+        let target = match self.resolve(path, OFlags::PATH) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result.doing(format!("opening /{path}"))?,
+        };
+        self.attach(&target, null).doing(format!("masking /{path}"))
+    }
+
+    /// Replaces a small file, unless it has that content or the directory is not one any more.
+    fn write(&self, directory: &str, name: &str, content: &[u8]) -> Result<(), Failed> {
+        let Ok(directory) = self.resolve(directory, OFlags::RDONLY | OFlags::DIRECTORY) else { return Ok(()) };
+        let doing = || format!("writing {name}");
+        let read = || -> io::Result<Vec<u8>> {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let mut text = Vec::new();
+            let file = File::from(rustix::fs::openat(&directory, name, flags, Mode::empty())?);
+            file.take(content.len() as u64 + 1).read_to_end(&mut text)?;
+            Ok(text)
+        };
+        if read().is_ok_and(|now| now == content) {
+            return Ok(());
+        }
+        match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) | Ok(()) => {}
+            // A directory: the sliver wants something else there.
+            Err(_) => return Ok(()),
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::openat(&directory, name, flags, Mode::from(0o644)).doing(doing())?);
+        rustix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1)).doing(doing())?;
+        match file.write_all(content) {
+            // A full sliver starts all the same.
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Ok(()),
+            result => result.doing(doing()),
+        }
+    }
+}
+
+/// Whether a path can be an overlay's layer: the option is a list with separators of its own.
+pub(crate) fn is_plain(path: &Path) -> bool {
+    path.to_str().is_some_and(|p| !p.contains([':', ',', '\\']))
+}

@@ -1,0 +1,73 @@
+//! What can go wrong with a sliver.
+
+use std::{io, path::PathBuf};
+
+/// Why something could not be done to a sliver.
+#[derive(Debug, thiserror::Error)]
+pub enum SliverError {
+    /// There is none of that name.
+    #[error("there is no sliver `{0}` on this node")]
+    Unknown(String),
+    /// It exists already, from another image.
+    #[error("sliver `{0}` exists already and was made from another image")]
+    Exists(String),
+    /// Every range of identities is taken.
+    #[error("no range of user identities is free")]
+    Full,
+    /// A file or directory of the sliver's.
+    #[error("{doing} {path}")]
+    Path {
+        /// What was attempted.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The record cannot be understood.
+    #[error("reading the record {path}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: serde_json::Error,
+    },
+    /// The disk limit could not be set.
+    #[error("limiting the disk space of `{login}` (is the data partition mounted with project quotas?)")]
+    Quota {
+        /// The sliver.
+        login: String,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The helper that starts a sliver failed.
+    #[error("starting `{login}`: {message}")]
+    Start {
+        /// The sliver.
+        login: String,
+        /// What the helper said.
+        message: String,
+    },
+    /// The helper that enters a sliver failed.
+    #[error("entering `{login}`: {message}")]
+    Enter {
+        /// The sliver.
+        login: String,
+        /// What the helper said.
+        message: String,
+    },
+    /// A helper could not be run at all.
+    #[error("running a helper")]
+    Helper(#[source] io::Error),
+}
+
+/// Adds what was attempted, and on what, to an I/O error.
+pub(crate) trait At<T> {
+    fn at(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, SliverError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, SliverError> {
+        self.map_err(|source| SliverError::Path { doing, path: path.into(), source: source.into() })
+    }
+}

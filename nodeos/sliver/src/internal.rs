@@ -1,0 +1,113 @@
+//! The helpers: this very program, run again with one thread and a first argument that says what to do.
+
+use std::{
+    ffi::OsString,
+    io,
+    process::{Command, ExitCode},
+};
+
+use rustix::{process::DumpableBehavior, thread::CapabilitySet};
+
+use crate::{boot, enter};
+
+/// The first argument of the helper that starts a sliver.
+pub(crate) const BOOT: &str = "sliver-boot";
+/// The first argument of the helper that runs a command in one.
+pub(crate) const ENTER: &str = "sliver-enter";
+
+/// To be called first thing in `main`, before any thread exists: does a helper's work if that is what this process was made
+/// for, and returns what to exit with; returns nothing otherwise. `arguments` are those of the process, its name first.
+pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    let word = arguments.nth(1)?;
+    let helper = if word == BOOT {
+        boot::helper
+    } else if word == ENTER {
+        enter::helper
+    } else {
+        return None;
+    };
+    if let Err(error) = hide() {
+        eprintln!("forbidding to be traced: {error}");
+        return Some(ExitCode::from(125));
+    }
+    Some(helper())
+}
+
+/// Forbids to trace this process and its children, and to look into their memory and descriptors, for all without rights
+/// over the node. Between joining a sliver and becoming its command, a process still has the node's memory and identity,
+/// while the sliver's root sees it and may trace what is in its namespaces. Forking keeps this and executing ends it; what
+/// comes between, becoming somebody else, sets it to `fs.suid_dumpable`, which [`crate::prepare_node`] makes the same.
+fn hide() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// A command that runs the helper. Its name in process lists is the word, its environment is empty.
+pub(crate) fn helper_command(word: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(word).env_clear();
+    command
+}
+
+/// What a sliver's root may do within its namespaces: what a container runtime grants by default, and tracing its own
+/// processes. Without SYS_ADMIN, so that no mount is changed.
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+/// Becomes the root of the sliver whose user namespace this process is in, for good.
+pub(crate) fn become_sliver_root() -> io::Result<()> {
+    use rustix::{
+        process::{Gid, Uid},
+        thread,
+    };
+    for bit in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        // The kernel says EINVAL after its last one.
+        match thread::capability_is_in_bounding_set(capability) {
+            Err(rustix::io::Errno::INVAL) => break,
+            Ok(true) if !KEPT.contains(capability) => thread::remove_capability_from_bounding_set(capability)?,
+            _ => {}
+        }
+    }
+    thread::set_thread_groups(&[Gid::ROOT])?;
+    thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    let kept = thread::CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
+    thread::set_capabilities(None, kept)?;
+    // Whatever that did to it.
+    hide()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_words_make_a_helper() {
+        let check = |arguments: &[&str]| {
+            assert_eq!(internal_main(arguments.iter().map(OsString::from)), None, "{arguments:?}");
+        };
+        check(&[]);
+        check(&["node"]);
+        check(&["node", "storage", ENTER]);
+        check(&[BOOT]);
+    }
+
+    #[test]
+    fn what_hides_cannot_be_traced() {
+        hide().expect("hiding");
+        assert_eq!(rustix::process::dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
+    }
+}

@@ -1,0 +1,54 @@
+//! What the whole node is set to before it has slivers.
+
+use std::{fs, io, path::Path};
+
+use crate::error::{At, SliverError};
+
+/// Settings of the kernel, and why.
+const SYSCTLS: &[(&str, &str)] = &[
+    // A sliver shares the node's network namespace but has no rights over it, so that ports below 1024 and ping need these.
+    // Port 22 and those below stay the node's, or a sliver could take the gate's place while that restarts.
+    ("net/ipv4/ip_unprivileged_port_start", "23"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    // What the kernel says is the node's business.
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/unprivileged_bpf_disabled", "1"),
+    ("kernel/perf_event_paranoid", "3"),
+    // The kernel's favourite ways to be broken, which nothing here needs.
+    ("kernel/io_uring_disabled", "2"),
+    ("kernel/kexec_load_disabled", "1"),
+    // Who changes identity cannot be traced: a process on its way into a sliver has to stay so.
+    ("fs/suid_dumpable", "0"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_symlinks", "1"),
+];
+
+/// Sets the kernel up for slivers and enables the controllers their limits need. A setting this kernel lacks is skipped.
+///
+/// # Errors
+/// When a control group or a setting that exists cannot be written.
+pub fn prepare_node(cgroup: &Path) -> Result<(), SliverError> {
+    for (name, value) in SYSCTLS {
+        let path = Path::new("/proc/sys").join(name);
+        match fs::write(&path, value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Some can only be raised, and setting them again is refused.
+            Err(_) if fs::read_to_string(&path).is_ok_and(|now| now.trim() == *value) => {}
+            result => result.at("setting", &path)?,
+        }
+    }
+    fs::create_dir_all(cgroup).at("making", cgroup)?;
+    let controllers = [cgroup.parent().unwrap_or(cgroup), cgroup];
+    for directory in controllers {
+        let path = directory.join("cgroup.subtree_control");
+        for controller in ["+cpu", "+memory", "+pids", "+io"] {
+            match fs::write(&path, controller) {
+                // A controller that is not built in.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput && controller == "+io" => {}
+                result => result.at("enabling controllers in", &path)?,
+            }
+        }
+    }
+    Ok(())
+}

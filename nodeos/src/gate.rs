@@ -1,0 +1,218 @@
+//! Service `ssh-gate`: `ssh slice@node` leads into the slice's sliver.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use orrery_protocol::{SliceName, SliverState};
+use orrery_sshd::{
+    Accounts, Command, HostKey, Limits, Login, PublicKey, Session, SessionRequest, parse_key, serve_blocking,
+};
+
+use crate::{
+    accounts::{Account, AccountFile},
+    paths,
+};
+
+/// The port of ssh.
+const PORT: u16 = 22;
+
+/// Where the sliver's image has the server of sftp and of today's scp.
+const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
+
+/// What to run inside a sliver, as its root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    /// A login shell.
+    Shell,
+    /// A command line for the shell.
+    Line(String),
+    /// A program without arguments.
+    File(&'static str),
+}
+
+/// Starts processes inside slivers.
+pub trait Entrance: Send + Sync + 'static {
+    /// Starts `program` in the sliver of `slice` with variables `env` beside the usual, and with a terminal if the request asks
+    /// for one. The process belongs to the sliver in every respect.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn enter(
+        &self,
+        slice: &SliceName,
+        program: Program,
+        env: Vec<(String, String)>,
+        request: &SessionRequest,
+    ) -> io::Result<Session>;
+}
+
+/// Serves for ever. `ready` is called once connections are accepted.
+///
+/// # Errors
+/// When the port is taken or the host key cannot be read.
+pub fn run(entrance: Arc<dyn Entrance>, ready: impl FnOnce()) -> Result<Infallible> {
+    let host_key = HostKey::load_or_create(Path::new(paths::HOST_KEY))?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT))
+        // A kernel without IPv6.
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))
+        .with_context(|| format!("listening on port {PORT}"))?;
+    ready();
+    let gate = Gate { accounts: Arc::new(AccountFile::new(paths::ACCOUNTS)), entrance };
+    serve_blocking(listener, host_key, Arc::new(gate), Limits::default()).context("serving ssh")
+}
+
+/// Accounts out of the node manager's table.
+struct Gate {
+    accounts: Arc<AccountFile>,
+    entrance: Arc<dyn Entrance>,
+}
+
+impl Accounts for Gate {
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        let table = self.accounts.current();
+        let account = table.accounts.get(user)?;
+        admits(account, key).then(|| {
+            let (accounts, entrance) = (self.accounts.clone(), self.entrance.clone());
+            Arc::new(SliverLogin { login: user.to_owned(), accounts, entrance }) as Arc<dyn Login>
+        })
+    }
+}
+
+fn admits(account: &Account, key: &PublicKey) -> bool {
+    // A key that does not parse is nobody's.
+    account.keys.iter().filter_map(|line| parse_key(line).ok()).any(|known| known.key_data() == key.key_data())
+}
+
+struct SliverLogin {
+    login: String,
+    accounts: Arc<AccountFile>,
+    entrance: Arc<dyn Entrance>,
+}
+
+impl Login for SliverLogin {
+    fn spawn(&self, request: &SessionRequest) -> io::Result<Session> {
+        // Looked up anew: a connection may outlive its sliver.
+        let table = self.accounts.current();
+        let Some(account) = table.accounts.get(&self.login) else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "this sliver was deleted"));
+        };
+        match (account.state, &account.error) {
+            (SliverState::Ready, _) => {
+                let program = program(&request.command)?;
+                self.entrance.enter(&account.slice, program, environment(&account.slice, request), request)
+            }
+            (SliverState::Creating, _) => {
+                Err(io::Error::other(format!("sliver {} is being created; try again in a moment", account.slice)))
+            }
+            (SliverState::Failed, error) => {
+                let why = error.as_deref().unwrap_or("no reason known");
+                Err(io::Error::other(format!("sliver {} could not be created: {why}", account.slice)))
+            }
+        }
+    }
+}
+
+/// What to run for a request.
+fn program(command: &Command) -> io::Result<Program> {
+    match command {
+        Command::Shell => Ok(Program::Shell),
+        Command::Exec(line) => Ok(Program::Line(line.clone())),
+        Command::Subsystem(name) if name == "sftp" => Ok(Program::File(SFTP_SERVER)),
+        Command::Subsystem(name) => Err(io::Error::new(io::ErrorKind::NotFound, format!("no subsystem `{name}` here"))),
+    }
+}
+
+/// Variables that say where a session comes from and leads to.
+fn environment(slice: &SliceName, request: &SessionRequest) -> Vec<(String, String)> {
+    let mut env = vec![("ORRERY_SLICE".to_owned(), slice.to_string())];
+    if let Some(peer) = request.peer {
+        env.push(("SSH_CLIENT".to_owned(), format!("{} {} {PORT}", peer.ip().to_canonical(), peer.port())));
+    }
+    env.extend(request.env.iter().cloned());
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::accounts::AccountTable;
+
+    /// Nothing can be entered, but what was tried is told.
+    struct Closed;
+
+    impl Entrance for Closed {
+        fn enter(
+            &self,
+            slice: &SliceName,
+            program: Program,
+            env: Vec<(String, String)>,
+            _: &SessionRequest,
+        ) -> io::Result<Session> {
+            let env: Vec<_> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+            Err(io::Error::other(format!("{slice}: {program:?} {}", env.join(","))))
+        }
+    }
+
+    fn request(command: Command) -> SessionRequest {
+        SessionRequest {
+            command,
+            pty: None,
+            env: vec![("LANG".into(), "C".into())],
+            peer: "[::ffff:10.0.2.2]:99".parse().ok(),
+        }
+    }
+
+    #[test]
+    fn logins_follow_the_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("accounts.json");
+        let gate = Gate { accounts: Arc::new(AccountFile::new(&path)), entrance: Arc::new(Closed) };
+        let [key, other] = [(); 2].map(|()| parse_key(&HostKey::generate().unwrap().public_line()).unwrap());
+        let line = format!("{} me@home", key.to_openssh().unwrap());
+        let set = |state, error: Option<&str>| {
+            let slice: SliceName = "demo/hello".parse().unwrap();
+            let keys = vec!["not a key".to_owned(), line.clone()];
+            let account = Account { slice: slice.clone(), keys, state, error: error.map(str::to_owned) };
+            AccountTable { accounts: BTreeMap::from([(slice.login(), account)]) }.write(&path).unwrap();
+        };
+        assert!(gate.authorize("demo_hello", &key).is_none(), "without a table");
+
+        set(SliverState::Creating, None);
+        assert!(gate.authorize("demo_hello", &other).is_none());
+        assert!(gate.authorize("demo_bye", &key).is_none());
+        assert!(gate.authorize("root", &key).is_none());
+        let login = gate.authorize("demo_hello", &key).unwrap();
+        let check = |expect: &str| {
+            let error = login.spawn(&request(Command::Subsystem("sftp".into()))).unwrap_err().to_string();
+            assert_eq!(error, expect);
+        };
+        check("sliver demo/hello is being created; try again in a moment");
+        set(SliverState::Failed, Some("disk full"));
+        check("sliver demo/hello could not be created: disk full");
+        set(SliverState::Ready, None);
+        check(
+            "demo/hello: File(\"/usr/lib/openssh/sftp-server\") \
+             ORRERY_SLICE=demo/hello,SSH_CLIENT=10.0.2.2 99 22,LANG=C",
+        );
+        AccountTable::default().write(&path).unwrap();
+        check("this sliver was deleted");
+        assert!(gate.authorize("demo_hello", &key).is_none());
+    }
+
+    #[test]
+    fn programs() {
+        let check = |command, expect| assert_eq!(program(&command).ok(), expect, "{command:?}");
+        check(Command::Shell, Some(Program::Shell));
+        check(Command::Exec("a 'b'; c".into()), Some(Program::Line("a 'b'; c".into())));
+        check(Command::Subsystem("sftp".into()), Some(Program::File(SFTP_SERVER)));
+        check(Command::Subsystem("netconf".into()), None);
+    }
+}

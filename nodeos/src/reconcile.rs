@@ -1,0 +1,319 @@
+//! Makes the slivers there are into the slivers that are wanted, one step at a time.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use orrery_protocol::{Outcome, SliceName, SliverSpec, SliverState, SliverStatus, WantedState};
+
+use crate::{
+    accounts::{Account, AccountTable},
+    plan::{Action, Existing, plan},
+};
+
+/// What can be done with slivers on a machine. Implemented by Linux, and by a simulator in tests.
+pub trait Host {
+    /// All slivers.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn list(&self) -> Result<Vec<Existing>>;
+
+    /// Makes a sliver, importing its image first if need be.
+    ///
+    /// # Errors
+    /// When it could not be made; nothing half-made stays.
+    fn create(&self, spec: &SliverSpec) -> Result<()>;
+
+    /// Changes a sliver's limits.
+    ///
+    /// # Errors
+    /// When they could not be changed.
+    fn update(&self, spec: &SliverSpec) -> Result<()>;
+
+    /// Removes a sliver and its data.
+    ///
+    /// # Errors
+    /// When something of it is left.
+    fn destroy(&self, slice: &SliceName) -> Result<()>;
+
+    /// Tells whoever listens what became of a step.
+    fn tell(&self, outcome: Outcome, message: String, took: Duration);
+}
+
+/// How long to leave a failed step alone: doubled with every failure, within these bounds.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_secs(300);
+
+/// A step that failed.
+#[derive(Debug)]
+struct Failure {
+    /// What failed: a changed wish is tried at once.
+    action: Action,
+    attempts: u32,
+    retry_at: Instant,
+    message: String,
+}
+
+/// Carries plans out, and remembers what failed.
+#[derive(Debug)]
+pub struct Reconciler<H> {
+    host: H,
+    failures: BTreeMap<SliceName, Failure>,
+}
+
+/// What a call of [`Reconciler::step`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It carried out a step; there may be more.
+    Worked,
+    /// There is nothing to do before this moment, or before the wanted state changes.
+    Idle(Option<Instant>),
+}
+
+impl<H: Host> Reconciler<H> {
+    /// Nothing has failed yet.
+    pub fn new(host: H) -> Self {
+        Self { host, failures: BTreeMap::new() }
+    }
+
+    /// Carries out the first step that is due. A step's failure is that sliver's alone: the others go on.
+    pub fn step(&mut self, wanted: &WantedState, now: Instant) -> Progress {
+        let existing = match self.host.list() {
+            Ok(existing) => existing,
+            Err(e) => {
+                self.host.tell(Outcome::Failed, format!("listing slivers: {e:#}"), Duration::ZERO);
+                return Progress::Idle(Some(now + FIRST_RETRY));
+            }
+        };
+        let actions = plan(wanted, &existing);
+        self.failures.retain(|_, failure| actions.contains(&failure.action));
+        let due = |action: &Action| self.failures.get(action.slice()).is_none_or(|failure| failure.retry_at <= now);
+        match actions.iter().find(|action| due(action)) {
+            Some(action) => {
+                self.carry_out(action, now);
+                Progress::Worked
+            }
+            None => Progress::Idle(self.failures.values().map(|failure| failure.retry_at).min()),
+        }
+    }
+
+    /// How every wanted sliver is.
+    pub fn status(&self, wanted: &WantedState) -> Vec<SliverStatus> {
+        let existing: BTreeMap<_, _> =
+            self.host.list().unwrap_or_default().into_iter().map(|sliver| (sliver.slice, sliver.image)).collect();
+        let status = |spec: &SliverSpec| {
+            let failure = self.failures.get(&spec.slice).map(|failure| failure.message.clone());
+            let refused = spec.rspec.check().err().map(|e| e.to_string());
+            let image = existing.get(&spec.slice).copied();
+            let state = match (image, &failure, &refused) {
+                (Some(_), ..) => SliverState::Ready,
+                (None, None, None) => SliverState::Creating,
+                (None, ..) => SliverState::Failed,
+            };
+            let image = image.unwrap_or(spec.image.content.sha256);
+            SliverStatus { slice: spec.slice.clone(), state, image, error: failure.or(refused) }
+        };
+        wanted.slivers.iter().map(status).collect()
+    }
+
+    fn carry_out(&mut self, action: &Action, now: Instant) {
+        let started = Instant::now();
+        let (result, what) = match action {
+            Action::Destroy(slice) => (self.host.destroy(slice), "destroyed"),
+            Action::Update(spec) => (self.host.update(spec), "given new limits"),
+            Action::Create(spec) => (self.host.create(spec), "created"),
+        };
+        let slice = action.slice();
+        match result {
+            Ok(()) => {
+                self.failures.remove(slice);
+                self.host.tell(Outcome::Ok, format!("{slice} {what}"), started.elapsed());
+            }
+            Err(e) => {
+                let attempts = self.failures.get(slice).map_or(0, |failure| failure.attempts) + 1;
+                let message = format!("{e:#}");
+                self.host.tell(Outcome::Failed, format!("{slice} could not be {what}: {message}"), started.elapsed());
+                let retry_at = now + backoff(attempts);
+                self.failures.insert(slice.clone(), Failure { action: action.clone(), attempts, retry_at, message });
+            }
+        }
+    }
+}
+
+/// The accounts that lead into slivers of this status.
+pub fn accounts(wanted: &WantedState, status: &[SliverStatus]) -> AccountTable {
+    let status: BTreeMap<_, _> = status.iter().map(|status| (&status.slice, status)).collect();
+    let account = |spec: &SliverSpec| {
+        let status = status.get(&spec.slice);
+        let account = Account {
+            slice: spec.slice.clone(),
+            keys: spec.keys.clone(),
+            state: status.map_or(SliverState::Creating, |status| status.state),
+            error: status.and_then(|status| status.error.clone()),
+        };
+        (spec.slice.login(), account)
+    };
+    AccountTable { accounts: wanted.slivers.iter().map(account).collect() }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LAST_RETRY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use anyhow::bail;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plan::tests::{existing, spec};
+
+    /// A machine on which every step fails as often as told.
+    #[derive(Default)]
+    struct Simulator {
+        slivers: RefCell<BTreeMap<SliceName, Existing>>,
+        faults: RefCell<BTreeMap<SliceName, u32>>,
+        said: RefCell<Vec<String>>,
+    }
+
+    impl Simulator {
+        fn fault(&self, slice: &SliceName) -> Result<()> {
+            match self.faults.borrow_mut().get_mut(slice) {
+                Some(left @ 1..) => {
+                    *left -= 1;
+                    bail!("no luck")
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Host for &Simulator {
+        fn list(&self) -> Result<Vec<Existing>> {
+            Ok(self.slivers.borrow().values().cloned().collect())
+        }
+
+        fn create(&self, spec: &SliverSpec) -> Result<()> {
+            self.fault(&spec.slice)?;
+            self.slivers.borrow_mut().insert(spec.slice.clone(), existing(spec));
+            Ok(())
+        }
+
+        fn update(&self, spec: &SliverSpec) -> Result<()> {
+            self.fault(&spec.slice)?;
+            self.slivers.borrow_mut().get_mut(&spec.slice).unwrap().rspec = spec.rspec;
+            Ok(())
+        }
+
+        fn destroy(&self, slice: &SliceName) -> Result<()> {
+            self.fault(slice)?;
+            self.slivers.borrow_mut().remove(slice);
+            Ok(())
+        }
+
+        fn tell(&self, _: Outcome, message: String, _: Duration) {
+            self.said.borrow_mut().push(message);
+        }
+    }
+
+    fn wanted(slivers: &[SliverSpec]) -> WantedState {
+        WantedState { slivers: slivers.to_vec() }
+    }
+
+    #[test]
+    fn one_slivers_failure_is_not_the_others() {
+        let simulator = Simulator::default();
+        let (a, b) = (spec("a", 1, 100), spec("b", 1, 100));
+        simulator.faults.borrow_mut().insert(a.slice.clone(), 2);
+        let mut reconciler = Reconciler::new(&simulator);
+        let goal = wanted(&[a, b]);
+        let states = |reconciler: &Reconciler<&Simulator>| -> Vec<_> {
+            reconciler.status(&goal).into_iter().map(|s| (s.state, s.error)).collect()
+        };
+        let start = Instant::now();
+        assert_eq!(states(&reconciler), [(SliverState::Creating, None), (SliverState::Creating, None)]);
+        assert_eq!(reconciler.step(&goal, start), Progress::Worked);
+        assert_eq!(reconciler.step(&goal, start), Progress::Worked);
+        let failed = (SliverState::Failed, Some("no luck".to_owned()));
+        assert_eq!(states(&reconciler), [failed.clone(), (SliverState::Ready, None)]);
+        // It is left alone for a while, and for longer after the second time.
+        let retry = start + FIRST_RETRY;
+        assert_eq!(reconciler.step(&goal, start), Progress::Idle(Some(retry)));
+        assert_eq!(reconciler.step(&goal, retry), Progress::Worked);
+        assert_eq!(reconciler.step(&goal, retry), Progress::Idle(Some(retry + 2 * FIRST_RETRY)));
+        assert_eq!(reconciler.step(&goal, retry + 2 * FIRST_RETRY), Progress::Worked);
+        assert_eq!(states(&reconciler), [(SliverState::Ready, None), (SliverState::Ready, None)]);
+        assert_eq!(reconciler.step(&goal, retry), Progress::Idle(None));
+        assert_eq!(
+            *simulator.said.borrow(),
+            [
+                "demo/a could not be created: no luck",
+                "demo/b created",
+                "demo/a could not be created: no luck",
+                "demo/a created"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_changed_wish_is_tried_at_once() {
+        let simulator = Simulator::default();
+        let a = spec("a", 1, 100);
+        simulator.faults.borrow_mut().insert(a.slice.clone(), 1);
+        let mut reconciler = Reconciler::new(&simulator);
+        let now = Instant::now();
+        assert_eq!(reconciler.step(&wanted(&[a]), now), Progress::Worked);
+        assert_eq!(reconciler.step(&wanted(&[spec("a", 2, 100)]), now), Progress::Worked);
+        assert_eq!(simulator.slivers.borrow().len(), 1);
+    }
+
+    #[test]
+    fn limits_that_cannot_be_are_told() {
+        let simulator = Simulator::default();
+        let goal = wanted(&[spec("a", 1, 0)]);
+        let mut reconciler = Reconciler::new(&simulator);
+        assert_eq!(reconciler.step(&goal, Instant::now()), Progress::Idle(None));
+        let status = reconciler.status(&goal);
+        assert_eq!(status[0].state, SliverState::Failed);
+        assert_eq!(status[0].error.as_deref(), Some("`cpu_share` must be 1 to 10000"));
+        assert_eq!(accounts(&goal, &status).accounts["demo_a"].state, SliverState::Failed);
+    }
+
+    proptest! {
+        #[test]
+        fn it_ends_at_the_goal_whatever_fails(
+            faults in prop::collection::vec((0..4_usize, 0..4_u32), 0..6),
+            before in prop::sample::subsequence(vec!["a", "b", "c", "d"], 0..=4),
+            after in prop::sample::subsequence(vec!["a", "b", "c", "d"], 0..=4),
+        ) {
+            let simulator = Simulator::default();
+            let names = ["a", "b", "c", "d"];
+            for (index, count) in faults {
+                simulator.faults.borrow_mut().insert(spec(names[index], 1, 1).slice, count);
+            }
+            for name in before {
+                let spec = spec(name, 1, 1);
+                simulator.slivers.borrow_mut().insert(spec.slice.clone(), existing(&spec));
+            }
+            let goal = wanted(&after.iter().map(|name| spec(name, 1, 2)).collect::<Vec<_>>());
+            let mut reconciler = Reconciler::new(&simulator);
+            let mut now = Instant::now();
+            for _ in 0..100 {
+                match reconciler.step(&goal, now) {
+                    Progress::Worked => (),
+                    Progress::Idle(Some(at)) => now = at,
+                    Progress::Idle(None) => break,
+                }
+            }
+            prop_assert_eq!(reconciler.step(&goal, now), Progress::Idle(None));
+            let there: Vec<_> = simulator.slivers.borrow().keys().map(|slice| slice.name().to_owned()).collect();
+            prop_assert_eq!(there, after);
+            prop_assert!(reconciler.status(&goal).iter().all(|s| s.state == SliverState::Ready && s.error.is_none()));
+        }
+    }
+}
