@@ -1,2 +1,120 @@
 //! Central: boot server, wanted state, reports.
-fn main() {}
+
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use orrery_central::{InitOptions, Server, init};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Central: the server side of Orrery. Exit status: 0 ended as asked, 1 failed, 2 wrong usage.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Print results and log lines as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a data folder: certificate authority, database, and the first operator's folder.
+    Init {
+        /// The data folder; absent or empty.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// Addresses and names that nodes and operators reach central by.
+        #[arg(long, value_name = "NAME_OR_IP", required = true, num_args = 1..)]
+        host: Vec<String>,
+        /// The port in the operator's URL.
+        #[arg(long, default_value_t = 8443)]
+        port: u16,
+    },
+    /// Serve nodes and operators until SIGTERM or SIGINT.
+    Serve {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// Addresses to listen on; port 0 picks a free one.
+        #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:8443", num_args = 1..)]
+        listen: Vec<SocketAddr>,
+        /// What to log, as in `info` or `orrery_central=debug`.
+        #[arg(long, value_name = "FILTER", env = "ORRERY_LOG", default_value = "info")]
+        log: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let Arguments { command, json } = Arguments::parse();
+    let result = match command {
+        Command::Init { data, host, port } => make(&InitOptions { data, hosts: host, port }, json),
+        Command::Serve { data, listen, log } => serve(&data, &listen, &log, json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orrery-central: {}", explain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn make(options: &InitOptions, json: bool) -> Result<()> {
+    let made = init(options)?;
+    if json {
+        return say(&serde_json::to_string(&made)?);
+    }
+    say(&format!(
+        "made {}\n\nThe first operator's folder is {}: move it to the operator's machine, it holds a private key.\n\
+         Start the server with: orrery-central serve --data {}",
+        made.data.display(),
+        made.operator.display(),
+        made.data.display(),
+    ))
+}
+
+fn serve(data: &std::path::Path, listen: &[SocketAddr], log: &str, json: bool) -> Result<()> {
+    let log = EnvFilter::try_new(log).context("reading the log filter")?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).with_ansi(false);
+    if json {
+        subscriber.json().init();
+    } else {
+        subscriber.init();
+    }
+    let server = Server::bind(data, listen)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+        for address in server.addresses() {
+            let url = format!("https://{address}");
+            say(&if json { json!({ "listening": url }).to_string() } else { format!("listening on {url}") })?;
+        }
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Ok(server.run(stop).await?)
+    })
+}
+
+/// Prints a line that a waiting program sees at once.
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("writing to standard output")
+}
+
+/// The error with its causes, each said once: some messages repeat what caused them.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said {
+        said if said.is_empty() => cause,
+        said if said.contains(&cause) => said,
+        said => format!("{said}: {cause}"),
+    })
+}

@@ -1,0 +1,193 @@
+//! What every request goes through: routes, who is asking, limits.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{FromRequest, FromRequestParts, Request, State},
+    http::{Method, StatusCode, request::Parts},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use orrery_protocol::Digest;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    admin_api,
+    api_error::ApiError,
+    artifacts::Artifacts,
+    db::{
+        self, Database,
+        nodes::{self, KnownNode},
+    },
+    node_api,
+    tls::ClientIdentity,
+};
+
+/// No document is larger; artifacts are no documents.
+const MAX_BODY: usize = 8 << 20;
+/// Any request but an artifact's is answered within this, its body included.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub(crate) struct App {
+    pub(crate) db: Database,
+    pub(crate) artifacts: Artifacts,
+}
+
+/// All routes.
+pub(crate) fn router(app: App) -> Router {
+    let artifact = Router::new()
+        .route("/v1/artifacts/{sha256}", get(node_api::artifact).put(admin_api::put_artifact))
+        .route_layer(middleware::from_fn(audit));
+    let node = Router::new()
+        .route("/v1/node/contact", post(node_api::contact))
+        .route("/v1/node/events", post(node_api::events))
+        .route("/v1/node/wanted", get(node_api::wanted))
+        .route("/v1/node/status", post(node_api::status))
+        .route_layer(middleware::from_fn(deadline));
+    let admin = Router::new()
+        .route("/v1/nodes", get(admin_api::list_nodes).post(admin_api::add_node))
+        .route("/v1/nodes/{id}", get(admin_api::get_node).delete(admin_api::remove_node))
+        .route("/v1/nodes/{id}/boot-state", put(admin_api::set_boot_state))
+        .route("/v1/nodes/{id}/events", get(admin_api::node_events))
+        .route("/v1/slices", get(admin_api::list_slices))
+        .route("/v1/slices/{authority}/{name}", get(admin_api::get_slice).put(admin_api::put_slice))
+        .route("/v1/slices/{authority}/{name}", delete(admin_api::remove_slice))
+        .route("/v1/releases", get(admin_api::list_releases).put(admin_api::put_release))
+        .route("/v1/scripts", get(admin_api::list_scripts).put(admin_api::put_script))
+        .route_layer(middleware::from_fn(audit))
+        .route_layer(middleware::from_fn(deadline));
+    Router::new()
+        .merge(artifact)
+        .merge(node)
+        .merge(admin)
+        .fallback(async || ApiError::not_found("this path"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path takes other methods")
+        })
+        .with_state(app)
+}
+
+async fn deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "the request took too long").into_response(),
+    }
+}
+
+/// One line for everything an operator changed, or tried to.
+async fn audit(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let identity = request.extensions().get::<ClientIdentity>().map(|i| i.0.to_string());
+    let start = Instant::now();
+    let response = next.run(request).await;
+    if method != Method::GET && method != Method::HEAD {
+        let (status, ms) = (response.status().as_u16(), start.elapsed().as_millis() as u64);
+        tracing::info!(target: "audit", key = identity, %method, ?path, status, ms, "operator request");
+    }
+    response
+}
+
+fn identity(parts: &Parts) -> Result<Digest, ApiError> {
+    let identity = parts.extensions.get::<ClientIdentity>();
+    Ok(identity.ok_or_else(|| ApiError::internal("a request without an identity"))?.0)
+}
+
+/// The public key a request comes from, whoever that is.
+pub(crate) struct Key(pub(crate) Digest);
+
+impl FromRequestParts<App> for Key {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        identity(parts).map(Self)
+    }
+}
+
+/// A request of a node. Holding one proves that its key is registered.
+pub(crate) struct Node(pub(crate) KnownNode);
+
+impl FromRequestParts<App> for Node {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let key = identity(parts)?;
+        let found = app.db.run(move |db| nodes::by_key(db, &key)).await?;
+        found.map(Self).ok_or_else(|| unknown_node(&key))
+    }
+}
+
+/// The refusal of a key that no node has.
+pub(crate) fn unknown_node(key: &Digest) -> ApiError {
+    let message = format!("no node has the key with SHA-256 {key}; an operator can add it with `orrery node add`");
+    ApiError::new(StatusCode::FORBIDDEN, "unknown-node", message)
+}
+
+/// A request of an operator. Holding one proves that its key is an operator's.
+pub(crate) struct Operator;
+
+impl FromRequestParts<App> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let key = identity(parts)?;
+        match app.db.run(move |db| db::is_operator(db, &key)).await? {
+            true => Ok(Self),
+            false => Err(ApiError::forbidden(format!("the key with SHA-256 {key} is not an operator's"))),
+        }
+    }
+}
+
+/// A request of a node or of an operator.
+pub(crate) struct Member;
+
+impl FromRequestParts<App> for Member {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let key = identity(parts)?;
+        let known =
+            app.db.run(move |db| Ok::<_, ApiError>(nodes::by_key(db, &key)?.is_some() || db::is_operator(db, &key)?));
+        if known.await? { Ok(Self) } else { Err(unknown_node(&key)) }
+    }
+}
+
+/// A bounded body.
+pub(crate) struct Document(pub(crate) Bytes);
+
+impl FromRequest<App> for Document {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
+        let body: Body = request.into_body();
+        axum::body::to_bytes(body, MAX_BODY).await.map(Self).map_err(|e| {
+            let message = format!("the body broke off or is longer than {MAX_BODY} bytes: {e}");
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message)
+        })
+    }
+}
+
+/// A bounded body of JSON.
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let Document(body) = Document::from_request(request, app).await?;
+        serde_json::from_slice(&body)
+            .map(Self)
+            .map_err(|e| ApiError::bad_request(format!("the body is not valid: {e}")))
+    }
+}
+
+/// A path segment, as it must look.
+pub(crate) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|e| ApiError::bad_request(format!("{text:?}: {e}")))
+}
+
+pub(crate) type Shared = State<App>;

@@ -1,0 +1,154 @@
+//! Artifacts: files named by their SHA-256, whole or absent.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use orrery_protocol::{ArtifactRef, Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
+
+use crate::{
+    api_error::ApiError,
+    data::{sync_folder, write_file},
+    range::{self, Part},
+};
+
+/// No artifact is larger.
+const MAX_BYTES: u64 = 64 << 30;
+/// An upload that pauses for longer is given up.
+const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// The folder of artifacts.
+#[derive(Debug, Clone)]
+pub(crate) struct Artifacts(PathBuf);
+
+impl Artifacts {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
+    fn path(&self, sha256: &Digest) -> PathBuf {
+        self.0.join(sha256.to_string())
+    }
+
+    /// Whether an artifact is here, in its named size.
+    pub(crate) fn has(&self, artifact: &ArtifactRef) -> bool {
+        self.path(&artifact.sha256).metadata().is_ok_and(|m| m.is_file() && m.len() == artifact.size)
+    }
+
+    /// Keeps a small artifact.
+    pub(crate) fn keep(&self, content: &[u8]) -> io::Result<ArtifactRef> {
+        let artifact = ArtifactRef { sha256: Digest::of(content), size: content.len() as u64 };
+        write_file(&self.path(&artifact.sha256), content, 0o644)?;
+        Ok(artifact)
+    }
+
+    /// Receives an artifact. It gets its name after its content was proven and is on the disk.
+    pub(crate) async fn receive(&self, sha256: Digest, body: Body) -> Result<ArtifactRef, ApiError> {
+        let incoming = self.0.join("incoming");
+        let temporary = tempfile::NamedTempFile::new_in(&incoming).map_err(storing)?;
+        let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(storing)?);
+        let (mut hasher, mut size) = (Sha256::new(), 0u64);
+        let mut stream = body.into_data_stream();
+        loop {
+            let next = tokio::time::timeout(UPLOAD_PAUSE, stream.next()).await;
+            let chunk = match next {
+                Err(_) => return Err(broken_off("no data for a minute")),
+                Ok(None) => break,
+                Ok(Some(Err(e))) => return Err(broken_off(&e.to_string())),
+                Ok(Some(Ok(chunk))) => chunk,
+            };
+            size += chunk.len() as u64;
+            if size > MAX_BYTES {
+                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "larger than any artifact"));
+            }
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.map_err(storing)?;
+        }
+        let got = hasher.finish();
+        if got != sha256 {
+            let message = format!("the content has SHA-256 {got}: it was damaged on its way, or misnamed");
+            return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "wrong-content", message));
+        }
+        file.sync_all().await.map_err(storing)?;
+        let (folder, target) = (self.0.clone(), self.path(&sha256));
+        let persist = move || {
+            use std::os::unix::fs::PermissionsExt;
+            temporary.as_file().set_permissions(PermissionsExt::from_mode(0o644))?;
+            temporary.persist(target).map_err(|e| e.error)?;
+            sync_folder(&folder)
+        };
+        tokio::task::spawn_blocking(persist).await.map_err(ApiError::internal)?.map_err(storing)?;
+        Ok(ArtifactRef { sha256, size })
+    }
+
+    /// Answers a request for an artifact, or for a range of it.
+    pub(crate) async fn send(&self, sha256: Digest, headers: &HeaderMap) -> Result<Response, ApiError> {
+        let path = self.path(&sha256);
+        let opened = tokio::task::spawn_blocking(move || open(&path)).await.map_err(ApiError::internal)?;
+        let (file, size) = match opened {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(ApiError::not_found(format_args!("artifact {sha256}")));
+            }
+            other => other.map_err(ApiError::internal)?,
+        };
+        let tag = format!("\"{sha256}\"");
+        let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+        // A range of another version is of no use to the asker; without a date, only the tag can match.
+        let same = text(header::IF_RANGE).is_none_or(|wanted| wanted == tag);
+        let part = range::requested(text(header::RANGE).filter(|_| same), size);
+        let common = [
+            (header::ETAG, tag),
+            (header::ACCEPT_RANGES, "bytes".to_owned()),
+            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        ];
+        let (status, bytes, content_range) = match part {
+            Part::Whole => (StatusCode::OK, 0..size, None),
+            Part::Bytes(range) => {
+                let content_range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                (StatusCode::PARTIAL_CONTENT, range, Some(content_range))
+            }
+            Part::Unsatisfiable => {
+                let content_range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+                return Ok((StatusCode::RANGE_NOT_SATISFIABLE, common, content_range).into_response());
+            }
+        };
+        let mut file = tokio::fs::File::from_std(file);
+        file.seek(io::SeekFrom::Start(bytes.start)).await.map_err(ApiError::internal)?;
+        let length = bytes.end - bytes.start;
+        let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK_BYTES));
+        let mut response = (status, common, [(header::CONTENT_LENGTH, length.to_string())], body).into_response();
+        if let Some(value) = content_range.and_then(|v| HeaderValue::from_str(&v).ok()) {
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+        Ok(response)
+    }
+}
+
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
+}
+
+fn broken_off(why: &str) -> ApiError {
+    ApiError::bad_request(format!("the upload broke off: {why}"))
+}
+
+fn storing(cause: io::Error) -> ApiError {
+    if cause.kind() == io::ErrorKind::StorageFull {
+        return ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", "central's disk is full");
+    }
+    ApiError::internal(format_args!("storing an artifact: {cause}"))
+}

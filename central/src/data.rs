@@ -1,0 +1,262 @@
+//! The data folder: how it is laid out, made and locked.
+//!
+//! ```text
+//! central.toml   host names of the server certificate
+//! central.db     SQLite
+//! ca.pem ca.key  the certificate authority
+//! server.pem     the server certificate with its key
+//! artifacts/     content, by SHA-256; incoming/ below it for uploads under way
+//! operator/      what the first operator takes away
+//! lock           held by the running server
+//! ```
+
+use std::{
+    fs::{self, File, Permissions, TryLockError},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    db::{Database, OpenError},
+    now,
+    pki::{self, PkiError},
+};
+
+/// What [`init`] makes.
+#[derive(Debug, Clone)]
+pub struct InitOptions {
+    /// The data folder; absent or empty.
+    pub data: PathBuf,
+    /// Addresses and names that nodes and operators reach central by.
+    pub hosts: Vec<String>,
+    /// The port written into the operator's URL.
+    pub port: u16,
+}
+
+/// What [`init`] made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Initialised {
+    /// The data folder.
+    pub data: PathBuf,
+    /// The first operator's folder.
+    pub operator: PathBuf,
+    /// The URL written into it.
+    pub url: String,
+    /// Host names and addresses of the server certificate.
+    pub hosts: Vec<String>,
+}
+
+/// Why no data folder was made. None is half-made.
+#[derive(Debug, Error)]
+pub enum InitError {
+    /// Something is there already.
+    #[error("{path} is not empty: name a new folder", path = .0.display())]
+    NotEmpty(PathBuf),
+    /// No host.
+    #[error("name at least one host that nodes reach central by")]
+    NoHost,
+    /// Certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] OpenError),
+    /// A file or folder.
+    #[error("making {path}: {source}", path = .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    hosts: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct OperatorConfig<'a> {
+    url: &'a str,
+    ca: &'a str,
+    key: &'a str,
+}
+
+/// Makes a data folder: built beside its final name, then renamed, so that it is whole or absent.
+///
+/// # Errors
+/// See [`InitError`].
+pub fn init(options: &InitOptions) -> Result<Initialised, InitError> {
+    let data = std::path::absolute(&options.data).map_err(making(&options.data))?;
+    let first = options.hosts.first().ok_or(InitError::NoHost)?;
+    pki::check_hosts(&options.hosts)?;
+    match fs::read_dir(&data).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => return Err(InitError::NotEmpty(data)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(making(&data)(e)),
+        _ => {}
+    }
+    let parent = data.parent().unwrap_or(Path::new("/")).to_owned();
+    fs::create_dir_all(&parent).map_err(making(&parent))?;
+    let draft = tempfile::Builder::new().prefix(".orrery-central-").tempdir_in(&parent).map_err(making(&parent))?;
+    // Private keys, and what nodes reported, are nobody else's business.
+    fs::set_permissions(draft.path(), Permissions::from_mode(0o700)).map_err(making(draft.path()))?;
+    let host = if first.contains(':') { format!("[{first}]") } else { first.clone() };
+    let url = format!("https://{host}:{}", options.port);
+    fill(draft.path(), &options.hosts, &url)?;
+    // Replaces an empty folder; anything that appeared in it meanwhile makes this fail.
+    fs::rename(draft.path(), &data).map_err(making(&data))?;
+    let _ = draft.keep();
+    sync_folder(&parent).map_err(making(&parent))?;
+    Ok(Initialised { operator: data.join("operator"), data, url, hosts: options.hosts.clone() })
+}
+
+fn fill(folder: &Path, hosts: &[String], url: &str) -> Result<(), InitError> {
+    let put = |name: &str, content: &str| {
+        let path = folder.join(name);
+        write_file(&path, content.as_bytes(), 0o644).map_err(making(&path))
+    };
+    pki::make_ca(folder, now())?;
+    pki::make_server(folder, hosts, now())?;
+    for name in ["artifacts", "artifacts/incoming", "operator"] {
+        let path = folder.join(name);
+        fs::create_dir(&path).map_err(making(&path))?;
+    }
+    put("central.toml", &to_toml(&Settings { hosts: hosts.to_vec() }))?;
+    let operator = pki::make_operator(&folder.join("operator/operator.key"))?;
+    let ca = folder.join("ca.pem");
+    put("operator/ca.pem", &fs::read_to_string(&ca).map_err(making(&ca))?)?;
+    put("operator/operator.toml", &to_toml(&OperatorConfig { url, ca: "ca.pem", key: "operator.key" }))?;
+    Database::create(&folder.join("central.db"), &operator, now())?;
+    Ok(())
+}
+
+fn to_toml<T: Serialize>(value: &T) -> String {
+    toml::to_string(value).expect("strings and lists of strings are TOML")
+}
+
+fn making(path: &Path) -> impl FnOnce(io::Error) -> InitError + use<> {
+    let path = path.to_owned();
+    move |source| InitError::Io { path, source }
+}
+
+/// A data folder in use. Holding one proves that no other server uses it.
+#[derive(Debug)]
+pub(crate) struct DataFolder {
+    path: PathBuf,
+    hosts: Vec<String>,
+    _lock: File,
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, Error)]
+pub enum DataError {
+    /// It was not made by `init`.
+    #[error("{path} is not a data folder of central: make one with `orrery-central init`", path = .0.display())]
+    NotInitialised(PathBuf),
+    /// Another server runs on it.
+    #[error("{path} is in use by another orrery-central", path = .0.display())]
+    InUse(PathBuf),
+    /// `central.toml` is broken.
+    #[error("{path} is not valid: {source}", path = .path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: toml::de::Error,
+    },
+    /// A file cannot be read.
+    #[error("accessing {path}: {source}", path = .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+impl DataFolder {
+    /// Takes the folder at `path` into use, and clears away uploads that were cut short.
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
+        let failed = |path: PathBuf| move |source| DataError::Io { path, source };
+        let settings_path = path.join("central.toml");
+        let text = match fs::read_to_string(&settings_path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DataError::NotInitialised(path.to_owned())),
+            other => other.map_err(failed(settings_path.clone()))?,
+        };
+        let settings: Settings =
+            toml::from_str(&text).map_err(|source| DataError::Settings { path: settings_path, source })?;
+        let lock_path = path.join("lock");
+        let lock = File::create(&lock_path).map_err(failed(lock_path.clone()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(DataError::Io { path: lock_path, source }),
+        }
+        let incoming = path.join("artifacts/incoming");
+        for entry in fs::read_dir(&incoming).map_err(failed(incoming.clone()))?.flatten() {
+            fs::remove_file(entry.path()).map_err(failed(entry.path()))?;
+        }
+        Ok(Self { path: path.to_owned(), hosts: settings.hosts, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+}
+
+/// Writes a file that is whole or absent.
+pub(crate) fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file =
+        tempfile::Builder::new().prefix(".orrery-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    sync_folder(folder)
+}
+
+/// Makes what was renamed in `folder` survive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(data: &Path, hosts: &[&str]) -> InitOptions {
+        InitOptions { data: data.to_owned(), hosts: hosts.iter().map(|h| h.to_string()).collect(), port: 8443 }
+    }
+
+    #[test]
+    fn init_makes_a_whole_folder_or_none() {
+        let base = tempfile::tempdir().unwrap();
+        let data = base.path().join("a/data");
+        assert!(matches!(init(&options(&data, &["not a host"])), Err(InitError::Pki(PkiError::Host(_)))));
+        assert!(matches!(init(&options(&data, &[])), Err(InitError::NoHost)));
+        assert!(!data.exists());
+
+        let made = init(&options(&data, &["::1", "localhost"])).unwrap();
+        assert_eq!(made.url, "https://[::1]:8443");
+        let key = fs::metadata(made.operator.join("operator.key")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
+        assert!(matches!(init(&options(&data, &["localhost"])), Err(InitError::NotEmpty(_))));
+        let names: Vec<_> = fs::read_dir(base.path().join("a")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["data"]);
+
+        let open = DataFolder::open(&data).unwrap();
+        assert_eq!(open.hosts(), ["::1", "localhost"]);
+        assert!(matches!(DataFolder::open(&data), Err(DataError::InUse(_))));
+        assert!(matches!(DataFolder::open(base.path()), Err(DataError::NotInitialised(_))));
+    }
+}

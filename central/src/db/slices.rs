@@ -1,0 +1,84 @@
+//! Slices, and which nodes have slivers of them.
+
+use orrery_central_api::{SliceRecord, SliceSpec};
+use orrery_protocol::{SliceName, SliverSpec, WantedState};
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::{from_json, from_word, published, to_json};
+
+/// Why a slice was not stored.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unresolved {
+    /// No release has such an image.
+    Image,
+    /// No such node.
+    Node(String),
+}
+
+/// Makes a slice what `spec` says. `Ok(Err)` leaves everything as it was.
+pub(crate) fn put(
+    db: &mut Connection,
+    slice: &SliceName,
+    spec: &SliceSpec,
+) -> rusqlite::Result<Result<(), Unresolved>> {
+    let transaction = db.transaction()?;
+    if published::image(&transaction, &spec.image)?.is_none() {
+        return Ok(Err(Unresolved::Image));
+    }
+    let name = slice.to_string();
+    let sql = "INSERT INTO slices (name, keys, rspec, image) VALUES (?1, ?2, ?3, ?4)
+               ON CONFLICT (name) DO UPDATE SET keys = ?2, rspec = ?3, image = ?4";
+    transaction.execute(sql, (&name, to_json(&spec.keys), to_json(&spec.rspec), &spec.image))?;
+    transaction.execute("DELETE FROM slivers WHERE slice = ?1", [&name])?;
+    for node in &spec.nodes {
+        if !super::nodes::exists(&transaction, node)? {
+            return Ok(Err(Unresolved::Node(node.clone())));
+        }
+        transaction.execute("INSERT OR IGNORE INTO slivers (slice, node) VALUES (?1, ?2)", (&name, node))?;
+    }
+    transaction.commit()?;
+    Ok(Ok(()))
+}
+
+pub(crate) fn remove(db: &Connection, slice: &SliceName) -> rusqlite::Result<bool> {
+    Ok(db.execute("DELETE FROM slices WHERE name = ?1", [slice.to_string()])? > 0)
+}
+
+const COLUMNS: &str = "name, keys, rspec, image";
+
+fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
+    let slice: SliceName = from_word(row, 0)?;
+    let nodes = db
+        .prepare_cached("SELECT node FROM slivers WHERE slice = ?1 ORDER BY node")?
+        .query_map([slice.to_string()], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let spec = SliceSpec { keys: from_json(row, 1)?, rspec: from_json(row, 2)?, image: row.get(3)?, nodes };
+    Ok(SliceRecord { slice, spec })
+}
+
+pub(crate) fn list(db: &Connection) -> rusqlite::Result<Vec<SliceRecord>> {
+    db.prepare(&format!("SELECT {COLUMNS} FROM slices ORDER BY name"))?.query_map([], |row| record(db, row))?.collect()
+}
+
+pub(crate) fn get(db: &Connection, slice: &SliceName) -> rusqlite::Result<Option<SliceRecord>> {
+    let sql = format!("SELECT {COLUMNS} FROM slices WHERE name = ?1");
+    db.query_row(&sql, [slice.to_string()], |row| record(db, row)).optional()
+}
+
+/// All slivers a node should have. `Ok(Err)` names an image that no release has: an incomplete answer would
+/// make the node destroy slivers.
+pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<WantedState, String>> {
+    let sql = "SELECT name, keys, rspec, image FROM slices JOIN slivers ON slice = name WHERE node = ?1 ORDER BY name";
+    let mut statement = db.prepare_cached(sql)?;
+    let mut rows = statement.query([node])?;
+    let mut slivers = Vec::new();
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(3)?;
+        let Some(image) = published::image(db, &name)? else {
+            return Ok(Err(name));
+        };
+        let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
+        slivers.push(SliverSpec { slice, keys, image, rspec });
+    }
+    Ok(Ok(WantedState { slivers }))
+}

@@ -1,0 +1,194 @@
+//! Central's certificates: a CA of its own, and the server certificate it signs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use orrery_protocol::Digest;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData, date_time_ymd,
+};
+use rustls::{crypto::ring, sign::CertifiedKey};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use thiserror::Error;
+
+use crate::data::write_file;
+
+const DAY: u64 = 24 * 60 * 60;
+const CA_DAYS: u64 = 3653;
+const SERVER_DAYS: u64 = 825;
+/// A server certificate is replaced when it has fewer days left.
+const RENEW_DAYS: u64 = 30;
+
+/// Why certificates could not be made or read.
+#[derive(Debug, Error)]
+pub enum PkiError {
+    /// A file cannot be read or written.
+    #[error("accessing {path}: {source}", path = .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} does not hold {expected}: restore it from a backup", path = .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// A host is neither an IP address nor a DNS name.
+    #[error("`{0}` is neither an IP address nor a DNS name")]
+    Host(String),
+    /// A certificate cannot be made.
+    #[error("making a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// rustls refuses a key.
+    #[error("loading the server key: {0}")]
+    Key(#[from] rustls::Error),
+}
+
+/// Makes a CA in `folder`: `ca.pem` and `ca.key`.
+pub(crate) fn make_ca(folder: &Path, now: u64) -> Result<(), PkiError> {
+    let key = KeyPair::generate()?;
+    let certificate = ca_params(now).self_signed(&key)?;
+    write(&folder.join("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
+    write(&folder.join("ca.pem"), certificate.pem().as_bytes(), 0o644)
+}
+
+/// Makes a server certificate for `hosts` in `folder`: `server.pem` and `server.key` in one file each.
+pub(crate) fn make_server(folder: &Path, hosts: &[String], now: u64) -> Result<(), PkiError> {
+    let ca_path = folder.join("ca.key");
+    let ca_key = KeyPair::from_pem(&read(&ca_path)?)
+        .map_err(|_| PkiError::Content { path: ca_path, expected: "a private key in PEM" })?;
+    // Issuing needs the CA's name and key only; both are the same in every renewal.
+    let issuer = Issuer::new(ca_params(now), ca_key);
+    let key = KeyPair::generate()?;
+    let certificate = server_params(hosts, now)?.signed_by(&key, &issuer)?;
+    // Certificate and key in one file, so that they are replaced together.
+    let both = format!("{}{}", certificate.pem(), key.serialize_pem());
+    write(&folder.join("server.pem"), both.as_bytes(), 0o600)
+}
+
+/// Makes an operator's key at `path`. Returns its identity.
+pub(crate) fn make_operator(path: &Path) -> Result<Digest, PkiError> {
+    let key = KeyPair::generate()?;
+    write(path, key.serialize_pem().as_bytes(), 0o600)?;
+    Ok(Digest::of(&key.subject_public_key_info()))
+}
+
+/// Loads the server certificate of `folder`, renewed first if it is about to expire.
+pub(crate) fn load_server(folder: &Path, hosts: &[String], now: u64) -> Result<Arc<CertifiedKey>, PkiError> {
+    let path = folder.join("server.pem");
+    if !path.exists() || expires(&path)? < now + RENEW_DAYS * DAY {
+        make_server(folder, hosts, now)?;
+        tracing::info!(?hosts, "server certificate renewed");
+    }
+    if expires(&folder.join("ca.pem"))? < now + SERVER_DAYS * DAY {
+        tracing::warn!("the certificate authority expires in less than {SERVER_DAYS} days: plan new media");
+    }
+    let pem = read(&path)?;
+    let missing = || PkiError::Content { path: path.clone(), expected: "a certificate and its key in PEM" };
+    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| missing())?;
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| missing())?;
+    Ok(Arc::new(CertifiedKey::from_der(vec![certificate], key, &ring::default_provider())?))
+}
+
+/// Checks that a certificate can be made for each of `hosts`.
+pub(crate) fn check_hosts(hosts: &[String]) -> Result<(), PkiError> {
+    server_params(hosts, 0).map(|_| ())
+}
+
+/// When the first certificate in `path` expires, in Unix seconds.
+fn expires(path: &Path) -> Result<u64, PkiError> {
+    let broken = || PkiError::Content { path: path.to_owned(), expected: "a certificate in PEM" };
+    let der = CertificateDer::from_pem_slice(read(path)?.as_bytes()).map_err(|_| broken())?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|_| broken())?;
+    Ok(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0))
+}
+
+fn ca_params(now: u64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Orrery central CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    valid_for(&mut params, now, CA_DAYS);
+    params
+}
+
+fn server_params(hosts: &[String], now: u64) -> Result<CertificateParams, PkiError> {
+    if let Some(bad) = hosts.iter().find(|h| !is_host(h)) {
+        return Err(PkiError::Host(bad.clone()));
+    }
+    let mut params = CertificateParams::new(hosts)?;
+    params.distinguished_name.push(DnType::CommonName, "Orrery central");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    valid_for(&mut params, now, SERVER_DAYS);
+    Ok(params)
+}
+
+fn is_host(host: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    host.parse::<std::net::IpAddr>().is_ok() || (host.len() <= 253 && host.split('.').all(label))
+}
+
+/// A node whose clock was lost starts at its image's build date, which may lie before this central was made:
+/// a certificate "not yet valid" must not keep it away.
+fn valid_for(params: &mut CertificateParams, now: u64, days: u64) {
+    params.not_before = date_time_ymd(2025, 1, 1);
+    params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(now + days * DAY);
+}
+
+fn read(path: &Path) -> Result<String, PkiError> {
+    fs::read_to_string(path).map_err(|source| PkiError::Io { path: path.to_owned(), source })
+}
+
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
+    write_file(path, content, mode).map_err(|source| PkiError::Io { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_addresses_or_names() {
+        let check = |host: &str, expect: bool| assert_eq!(is_host(host), expect, "{host}");
+        check("10.0.2.2", true);
+        check("::1", true);
+        check("central.example.org", true);
+        check("https://central", false);
+        check("central:8443", false);
+        check("", false);
+        check("-a.b", false);
+    }
+
+    #[test]
+    fn an_expiring_server_certificate_is_renewed_and_a_fresh_one_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let hosts = ["127.0.0.1".to_owned()];
+        let path = folder.path().join("server.pem");
+        let start = 1_800_000_000;
+        make_ca(folder.path(), start).unwrap();
+        make_server(folder.path(), &hosts, start).unwrap();
+        let first = fs::read(&path).unwrap();
+        load_server(folder.path(), &hosts, start + 794 * DAY).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), first);
+        load_server(folder.path(), &hosts, start + 796 * DAY).unwrap();
+        assert_ne!(fs::read(&path).unwrap(), first);
+        assert_eq!(expires(&path).unwrap(), start + (796 + 825) * DAY);
+    }
+}

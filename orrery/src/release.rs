@@ -1,0 +1,161 @@
+//! `orrery release`: from built images to a published, signed release.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use orrery_central_api::{ReleaseRecord, peek};
+use orrery_protocol::{ArtifactRef, PayloadType, ReleaseArtifact, ReleaseManifest};
+use orrery_transport::{Client, TransportError};
+use serde_json::json;
+use ureq::http::Method;
+
+use crate::{
+    context::Context,
+    files::{self, Access},
+    keys::Sign,
+    units::{show_bytes, show_time, table},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum Release {
+    /// Collect a build's artifacts and the manifest to sign into a new folder.
+    Assemble {
+        /// The build's output with release.json.
+        #[arg(long, value_name = "DIR")]
+        images: PathBuf,
+        /// The release's folder: manifest.json, and artifacts/ by SHA-256.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Sign a manifest with release keys; works offline.
+    Sign(Sign),
+    /// Upload a signed manifest, after the artifacts beside it that central lacks.
+    Publish {
+        /// The signed manifest in its release folder.
+        manifest: PathBuf,
+    },
+    /// List published releases, newest first.
+    List,
+}
+
+pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
+    match command {
+        Release::Assemble { images, out } => assemble(context, &images, &out),
+        Release::Sign(sign) => sign.run(context, PayloadType::ReleaseManifest),
+        Release::Publish { manifest } => publish(context, &manifest),
+        Release::List => {
+            let releases: Vec<ReleaseRecord> = context.client()?.get("/v1/releases")?;
+            context.print(&releases, |releases| {
+                let mut rows = vec![["RELEASE", "PUBLISHED", "SIGNED MANIFEST"].map(str::to_owned).to_vec()];
+                rows.extend(
+                    releases.iter().map(|r| {
+                        vec![r.manifest.release.clone(), show_time(r.published), r.envelope.sha256.to_string()]
+                    }),
+                );
+                table(&rows)
+            })
+        }
+    }
+}
+
+fn assemble(context: &Context, images: &Path, out: &Path) -> Result<()> {
+    let described = images.join("release.json");
+    let manifest = ReleaseManifest::decode(&files::read(&described)?)
+        .with_context(|| format!("reading {}", described.display()))?;
+    ensure!(out.symlink_metadata().is_err(), "{} exists already: choose another name", out.display());
+    let mut candidates = Vec::new();
+    collect(images, &mut candidates)?;
+    let parent = files::folder_of(out);
+    let draft = tempfile::Builder::new()
+        .prefix(".orrery-")
+        .tempdir_in(&parent)
+        .with_context(|| format!("making a folder in {}", parent.display()))?;
+    let store = draft.path().join("artifacts");
+    fs::create_dir(&store).with_context(|| format!("making {}", store.display()))?;
+    for artifact in &manifest.artifacts {
+        let source = find(&candidates, artifact)
+            .with_context(|| format!("looking in {} for {}", images.display(), artifact.name))?;
+        let copy = store.join(artifact.content.sha256.to_string());
+        fs::copy(source, &copy).with_context(|| format!("copying {}", source.display()))?;
+        File::open(&copy).and_then(|f| f.sync_all()).with_context(|| format!("syncing {}", copy.display()))?;
+        ensure!(files::measure(&copy)? == artifact.content, "{} changed while it was copied", source.display());
+    }
+    files::write_new(&draft.path().join("manifest.json"), &manifest.encode()?, Access::Public)?;
+    files::sync_folder(&store)?;
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(draft.path(), fs::Permissions::from_mode(0o755)).context("opening the folder to readers")?;
+    fs::rename(draft.path(), out).with_context(|| format!("naming {}", out.display()))?;
+    // It has its final name now; there is nothing left to clean up.
+    let _ = draft.keep();
+    files::sync_folder(&parent)?;
+    let path = out.join("manifest.json");
+    let value = json!({ "release": manifest.release, "manifest": path });
+    context.print(&value, |_| format!("release {}: sign {}", manifest.release, path.display()))
+}
+
+fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {
+    let reading = || format!("reading {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        let metadata = path.symlink_metadata().with_context(reading)?;
+        if metadata.is_dir() {
+            collect(&path, found)?;
+        } else if metadata.is_file() {
+            found.push((metadata.len(), path));
+        }
+    }
+    Ok(())
+}
+
+/// The file with the artifact's content, wherever the build put it.
+fn find<'a>(candidates: &'a [(u64, PathBuf)], artifact: &ReleaseArtifact) -> Result<&'a Path> {
+    for (_, path) in candidates.iter().filter(|(size, _)| *size == artifact.content.size) {
+        if files::measure(path)? == artifact.content {
+            return Ok(path);
+        }
+    }
+    anyhow::bail!("no file has SHA-256 {}: build the images again", artifact.content.sha256)
+}
+
+fn publish(context: &Context, path: &Path) -> Result<()> {
+    let envelope = files::read(path)?;
+    let peeked = peek(&envelope).with_context(|| format!("{}: sign the manifest first", path.display()))?;
+    ensure!(peeked.payload_type == PayloadType::ReleaseManifest, "{} is not a release manifest", path.display());
+    let manifest = ReleaseManifest::decode(peeked.payload)?;
+    let client = context.client()?;
+    let store = files::folder_of(path).join("artifacts");
+    for artifact in &manifest.artifacts {
+        upload(context, &client, &store, artifact)?;
+    }
+    let record: ReleaseRecord = client.put_bytes("/v1/releases", &envelope)?;
+    context.print(&record, |r| format!("published release {} ({})", r.manifest.release, r.envelope.sha256))
+}
+
+fn upload(context: &Context, client: &Client, store: &Path, artifact: &ReleaseArtifact) -> Result<()> {
+    let ArtifactRef { sha256, size } = artifact.content;
+    let remote = format!("/v1/artifacts/{sha256}");
+    match client.call(Method::HEAD, &remote) {
+        Ok(()) => return Ok(()),
+        Err(TransportError::Refused { status: 404, .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let local = store.join(sha256.to_string());
+    let file = File::open(&local).with_context(|| format!("opening {}", local.display()))?;
+    ensure!(files::measure(&local)? == artifact.content, "{} is damaged: assemble again", local.display());
+    let bar = if context.json() { ProgressBar::hidden() } else { ProgressBar::new(size) };
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}") {
+        bar.set_style(style);
+    }
+    bar.set_message(artifact.name.clone());
+    client.put_stream(&remote, &mut bar.wrap_read(file))?;
+    bar.finish_and_clear();
+    if !context.json() {
+        eprintln!("uploaded {} ({})", artifact.name, show_bytes(size));
+    }
+    Ok(())
+}

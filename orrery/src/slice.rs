@@ -1,0 +1,159 @@
+//! `orrery slice`: slices, their keys, limits and nodes.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use orrery_central_api::{SliceRecord, SliceSpec};
+use orrery_protocol::{Rspec, SliceName};
+use orrery_transport::TransportError;
+use serde_json::json;
+use ureq::http::Method;
+
+use crate::{
+    context::Context,
+    files,
+    units::{Limit, clean, show_bytes, table},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum Slice {
+    /// Make a slice.
+    Add {
+        /// Its name, `<authority>/<name>`.
+        slice: SliceName,
+        /// OpenSSH public keys that may log in.
+        #[arg(long = "key", value_name = "FILE.pub", required = true)]
+        keys: Vec<PathBuf>,
+        /// Limits of each sliver: cpu_share=100, mem_limit=256M, disk_quota=1G, pids_limit=256.
+        #[arg(long, value_name = "LIMIT=VALUE", value_delimiter = ',')]
+        rspec: Vec<Limit>,
+        /// The reference image that slivers start from.
+        #[arg(long, default_value = "debian")]
+        image: String,
+        /// Ids of nodes to have slivers on.
+        #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
+        nodes: Vec<String>,
+    },
+    /// Change keys, limits or image of a slice; what is not given stays.
+    Set {
+        /// Its name.
+        slice: SliceName,
+        /// OpenSSH public keys, instead of those it has.
+        #[arg(long = "key", value_name = "FILE.pub")]
+        keys: Vec<PathBuf>,
+        /// Limits to change.
+        #[arg(long, value_name = "LIMIT=VALUE", value_delimiter = ',')]
+        rspec: Vec<Limit>,
+        /// The reference image.
+        #[arg(long)]
+        image: Option<String>,
+    },
+    /// Give a slice slivers on further nodes.
+    Assign {
+        /// Its name.
+        slice: SliceName,
+        /// Ids of the nodes.
+        #[arg(long = "node", value_name = "ID", required = true, value_delimiter = ',')]
+        nodes: Vec<String>,
+    },
+    /// Take a slice's slivers off nodes. Their data is lost.
+    Unassign {
+        /// Its name.
+        slice: SliceName,
+        /// Ids of the nodes.
+        #[arg(long = "node", value_name = "ID", required = true, value_delimiter = ',')]
+        nodes: Vec<String>,
+    },
+    /// List all slices.
+    List,
+    /// Show a slice.
+    Show {
+        /// Its name.
+        slice: SliceName,
+    },
+    /// Remove a slice. All its slivers with their data are lost.
+    Remove {
+        /// Its name.
+        slice: SliceName,
+    },
+}
+
+pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
+    let client = context.client()?;
+    let get = |slice: &SliceName| client.get::<SliceRecord>(&path(slice));
+    let put = |slice: SliceName, spec: SliceSpec| {
+        spec.rspec.check()?;
+        client.send(Method::PUT, &path(&slice), &spec)?;
+        context.print(&SliceRecord { slice, spec }, show)
+    };
+    match command {
+        Slice::Add { slice, keys, rspec: limits, image, nodes } => {
+            match get(&slice) {
+                Err(TransportError::Refused { status: 404, .. }) => {}
+                Err(e) => return Err(e.into()),
+                Ok(_) => bail!("slice {slice} exists already: change it with `orrery slice set` or `assign`"),
+            }
+            let mut rspec = Rspec::default();
+            limits.into_iter().for_each(|limit| limit.apply(&mut rspec));
+            put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes })
+        }
+        Slice::Set { slice, keys, rspec: limits, image } => {
+            let mut spec = get(&slice)?.spec;
+            limits.into_iter().for_each(|limit| limit.apply(&mut spec.rspec));
+            spec.image = image.unwrap_or(spec.image);
+            if !keys.is_empty() {
+                spec.keys = files::ssh_keys(&keys)?;
+            }
+            put(slice, spec)
+        }
+        Slice::Assign { slice, nodes } => {
+            let mut spec = get(&slice)?.spec;
+            spec.nodes.extend(nodes);
+            spec.nodes.sort();
+            spec.nodes.dedup();
+            put(slice, spec)
+        }
+        Slice::Unassign { slice, nodes } => {
+            let mut spec = get(&slice)?.spec;
+            spec.nodes.retain(|node| !nodes.contains(node));
+            put(slice, spec)
+        }
+        Slice::List => {
+            let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
+            context.print(&slices, |slices| list(slices))
+        }
+        Slice::Show { slice } => context.print(&get(&slice)?, show),
+        Slice::Remove { slice } => {
+            client.call(Method::DELETE, &path(&slice))?;
+            context.print(&json!({ "removed": slice }), |_| format!("removed {slice}"))
+        }
+    }
+}
+
+fn path(slice: &SliceName) -> String {
+    format!("/v1/slices/{slice}")
+}
+
+fn list(slices: &[SliceRecord]) -> String {
+    let mut rows = vec![["SLICE", "LOGIN", "IMAGE", "NODES"].map(str::to_owned).to_vec()];
+    for SliceRecord { slice, spec } in slices {
+        rows.push(vec![slice.to_string(), slice.login(), spec.image.clone(), spec.nodes.len().to_string()]);
+    }
+    table(&rows)
+}
+
+fn show(SliceRecord { slice, spec }: &SliceRecord) -> String {
+    let mut rows = vec![
+        ("slice", slice.to_string()),
+        ("login", slice.login()),
+        ("image", spec.image.clone()),
+        ("cpu_share", spec.rspec.cpu_share.to_string()),
+        ("mem_limit", show_bytes(spec.rspec.mem_limit)),
+        ("disk_quota", show_bytes(spec.rspec.disk_quota)),
+        ("pids_limit", spec.rspec.pids_limit.to_string()),
+    ];
+    rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
+    rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));
+    table(&rows.into_iter().map(|(name, value)| vec![name.to_owned(), clean(&value)]).collect::<Vec<_>>())
+}
