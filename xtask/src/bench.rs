@@ -1,0 +1,90 @@
+//! Measurements, side by side with their floor or peer in the same run. Nothing here passes or fails.
+
+mod boot;
+mod copy;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::{image::Images, workspace::Workspace};
+
+/// Options of `cargo xtask bench`.
+#[derive(Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    what: What,
+    /// How often each thing is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50), global = true)]
+    runs: u8,
+    /// Write the figures to FILE
+    #[arg(long, value_name = "FILE", global = true)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Time from VM start to the node OS, next to two bare boots; the install's throughput, next to a plain download
+    Boot,
+}
+
+/// Runs of one measurement.
+#[derive(Debug, Clone, Serialize)]
+struct Figures {
+    name: &'static str,
+    unit: &'static str,
+    runs: Vec<f64>,
+    median: f64,
+}
+
+impl Figures {
+    fn new(name: &'static str, unit: &'static str, runs: Vec<f64>) -> Self {
+        let mut sorted = runs.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = match sorted.len() {
+            0 => f64::NAN,
+            n if n % 2 == 1 => sorted[middle],
+            _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        };
+        Self { name, unit, runs, median }
+    }
+
+    fn print(&self) {
+        let runs: Vec<String> = self.runs.iter().map(|r| format!("{r:.2}")).collect();
+        println!("{:<44} median {:8.2} {}   ({})", self.name, self.median, self.unit, runs.join(" "));
+    }
+}
+
+/// Runs the benchmark and prints medians and ratios.
+///
+/// # Errors
+/// A machine did not do what is measured.
+pub(crate) fn run(workspace: &Workspace, images: &Images, bench: &Bench) -> Result<()> {
+    let figures = match bench.what {
+        What::Boot => boot::run(workspace, images, usize::from(bench.runs))?,
+    };
+    if let Some(path) = &bench.json {
+        let text = serde_json::to_string_pretty(&figures).context("writing JSON")?;
+        fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        let check = |runs: &[f64], expect: f64| {
+            let got = Figures::new("x", "s", runs.to_vec()).median;
+            assert!((got - expect).abs() < 1e-9, "{runs:?}: {got}");
+        };
+        check(&[3.0], 3.0);
+        check(&[3.0, 1.0, 2.0], 2.0);
+        check(&[4.0, 1.0, 2.0, 3.0], 2.5);
+    }
+}

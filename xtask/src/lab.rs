@@ -1,0 +1,188 @@
+//! A throw-away installation: keys, central on loopback, a published release, registered nodes in VMs.
+//!
+//! It uses the operators' own commands and nothing else, so that demo, scenarios and benchmarks exercise what
+//! operators do.
+
+mod central;
+mod node;
+mod timeline;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+pub(crate) use central::Central;
+pub(crate) use node::{MediumKind, Node, NodeOptions};
+pub(crate) use timeline::Timeline;
+
+use crate::{command, image::Images};
+
+/// Host name by which a guest of QEMU's user network reaches the host's loopback.
+const HOST_FROM_GUEST: &str = "10.0.2.2";
+
+/// The installation. Dropping it ends its central.
+pub(crate) struct Lab {
+    /// Everything the installation has made.
+    pub(crate) folder: PathBuf,
+    /// The built artifacts it publishes.
+    pub(crate) images: PathBuf,
+    /// The running server.
+    pub(crate) central: Central,
+    orrery: PathBuf,
+}
+
+/// What a script says beyond its kind.
+pub(crate) struct ScriptOptions<'a> {
+    /// Ids of the nodes; `*` is every node.
+    pub(crate) node: &'a str,
+    /// The serial.
+    pub(crate) serial: u64,
+    /// How long it is good for, as `30d`.
+    pub(crate) expires: &'a str,
+    /// The key file that signs it.
+    pub(crate) key: PathBuf,
+}
+
+impl Lab {
+    /// Makes an installation in `folder`, which is emptied, and publishes a release with one script of each kind.
+    ///
+    /// # Errors
+    /// Any of the steps.
+    pub(crate) fn create(folder: &Path, images: &Images) -> Result<Self> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).with_context(|| format!("emptying {}", folder.display()))?;
+        }
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        let central = Central::create(&folder.join("central"), &images.tools.join("orrery-central"))?;
+        let lab = Self {
+            folder: folder.to_path_buf(),
+            images: images.folder.clone(),
+            central,
+            orrery: images.tools.join("orrery"),
+        };
+        lab.orrery(["keys", "new", "--out"], [&lab.release_key()])?;
+        let release = lab.folder.join("release");
+        lab.orrery(["release", "assemble", "--images"], [lab.images.as_path(), Path::new("--out"), &release])?;
+        lab.orrery(["release", "sign", "--key"], [lab.release_key(), release.join("manifest.json")])?;
+        lab.orrery(["release", "publish"], [lab.release()])?;
+        orrery_qemu::ssh::generate_key(&lab.user_key()).context("making the user's ssh key")?;
+        for kind in ["install", "boot", "safe"] {
+            lab.publish_script(kind, &lab.usual_script())?;
+        }
+        Ok(lab)
+    }
+
+    /// The offline key of this installation.
+    pub(crate) fn release_key(&self) -> PathBuf {
+        self.folder.join("release.key")
+    }
+
+    /// The private ssh key of the installation's only user.
+    pub(crate) fn user_key(&self) -> PathBuf {
+        self.folder.join("user_ed25519")
+    }
+
+    /// The signed manifest of this installation's release.
+    pub(crate) fn release(&self) -> PathBuf {
+        self.folder.join("release/manifest.signed")
+    }
+
+    /// What a script says unless something else is asked for.
+    pub(crate) fn usual_script(&self) -> ScriptOptions<'static> {
+        ScriptOptions { node: "*", serial: 1, expires: "30d", key: self.release_key() }
+    }
+
+    /// Writes and signs a script; the signed file's path.
+    ///
+    /// # Errors
+    /// The commands'.
+    pub(crate) fn script(&self, kind: &str, options: &ScriptOptions<'_>) -> Result<PathBuf> {
+        let folder = tempfile::Builder::new().prefix(kind).tempdir_in(&self.folder).context("making a folder")?.keep();
+        let unsigned = folder.join("script.json");
+        let serial = options.serial.to_string();
+        let mut arguments = vec!["script", "new", "--kind", kind, "--node", options.node, "--serial", &serial];
+        arguments.extend(["--expires", options.expires]);
+        let (option, path) = match kind {
+            "safe" => ("--ssh-key", self.user_key().with_extension("pub")),
+            _ => ("--release", self.release()),
+        };
+        arguments.push(option);
+        self.orrery(arguments, [path.as_path(), Path::new("--out"), &unsigned])?;
+        self.orrery(["script", "sign", "--key"], [&options.key, &unsigned])?;
+        Ok(folder.join("script.signed"))
+    }
+
+    /// Writes, signs and publishes a script.
+    ///
+    /// # Errors
+    /// The commands'.
+    pub(crate) fn publish_script(&self, kind: &str, options: &ScriptOptions<'_>) -> Result<()> {
+        let script = self.script(kind, options)?;
+        self.orrery(["script", "publish"], [&script]).map(drop)
+    }
+
+    /// Adds a slice with slivers on `nodes`, open to the installation's user.
+    ///
+    /// # Errors
+    /// The command's.
+    pub(crate) fn add_slice(&self, slice: &str, nodes: &[&str], rspec: &[&str]) -> Result<()> {
+        let key = format!("{}.pub", self.user_key().display());
+        let mut arguments = vec!["slice", "add", slice, "--image", "debian", "--key", key.as_str()];
+        arguments.extend(nodes.iter().flat_map(|node| ["--node", node]));
+        arguments.extend(rspec.iter().flat_map(|limit| ["--rspec", limit]));
+        self.orrery(arguments, [] as [&Path; 0]).map(drop)
+    }
+
+    /// Runs `orrery --json` as this installation's operator and returns what it printed.
+    ///
+    /// # Errors
+    /// It failed, or printed something else than JSON.
+    pub(crate) fn orrery<'a, P: AsRef<Path> + 'a>(
+        &self,
+        arguments: impl IntoIterator<Item = &'a str>,
+        paths: impl IntoIterator<Item = P>,
+    ) -> Result<Value> {
+        let mut command = Command::new(&self.orrery);
+        command
+            .arg("--json")
+            .env("ORRERY_OPERATOR", self.central.operator())
+            .env("ORRERY_CENTRAL", self.central.url())
+            .args(arguments);
+        command.args(paths.into_iter().map(|p| p.as_ref().as_os_str().to_owned()));
+        let printed = command::output(&mut command)?;
+        if printed.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&printed).with_context(|| format!("reading what {command:?} printed: {printed:?}"))
+    }
+
+    /// The events central has of `node`, oldest first.
+    ///
+    /// # Errors
+    /// The command's.
+    pub(crate) fn events(&self, node: &str) -> Result<Vec<Value>> {
+        let events = self.orrery(["node", "events", node], [] as [&Path; 0])?;
+        events.as_array().cloned().context("`orrery node events` printed no list")
+    }
+
+    /// What central knows of `node`.
+    ///
+    /// # Errors
+    /// The command's.
+    pub(crate) fn node_detail(&self, node: &str) -> Result<Value> {
+        self.orrery(["node", "show", node], [] as [&Path; 0])
+    }
+
+    /// Registers a node and stamps a medium of its own for it.
+    ///
+    /// # Errors
+    /// The commands'.
+    pub(crate) fn add_node(&self, id: &str, options: NodeOptions) -> Result<Node> {
+        Node::create(self, id, options)
+    }
+}

@@ -1,0 +1,52 @@
+//! The sliver crate alone under our kernel: its test program is the machine's first process.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use orrery_image_builder::cpio::{Node, Writer};
+use orrery_qemu::{BootMedium, Disk, DiskBus, Vm, create_disk};
+
+use super::Bench;
+use crate::{command, hash};
+
+const DEADLINE: Duration = Duration::from_secs(400);
+const DISK_BYTES: u64 = 2 << 30;
+
+pub(super) fn machinery(bench: &Bench<'_>) -> Result<()> {
+    fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
+    let initramfs = bench.folder.join("initramfs");
+    let program = fs::read(&bench.images.sliver_test).context("reading the test program")?;
+    let mut archive = Writer::new(0);
+    ["dev", "proc", "sys", "run", "data", "etc"].iter().for_each(|name| archive.push(name, 0o755, &Node::Directory));
+    archive.push("dev/console", 0o600, &Node::CharDevice { major: 5, minor: 1 });
+    archive.push("init", 0o755, &Node::File(program));
+    fs::write(&initramfs, archive.finish()).context("writing the initramfs")?;
+
+    let seed = bench.folder.join("seed");
+    let incoming = seed.join("incoming");
+    fs::create_dir_all(&incoming).with_context(|| format!("making {}", incoming.display()))?;
+    let image = bench.images.folder.join("debian.tar.zst");
+    fs::copy(&image, incoming.join("debian.tar.zst")).context("copying the reference image")?;
+    fs::write(incoming.join("debian.sha256"), hash::file(&image)?).context("writing its digest")?;
+    let disk = bench.folder.join("disk.img");
+    create_disk(&disk, DISK_BYTES).context("making a disk")?;
+    let format = ["-q", "-F", "-t", "ext4", "-O", "project,quota,verity", "-E", "quotatype=prjquota", "-d"];
+    command::output(Command::new("mke2fs").args(format).arg(&seed).arg(&disk))?;
+
+    let medium = BootMedium::Kernel {
+        kernel: bench.images.folder.join("pxe/vmlinuz"),
+        initrds: vec![initramfs],
+        append: "console=ttyS0,115200 quiet panic=-1".into(),
+    };
+    let spec = Vm::builder("sliver-machinery")
+        .boot(medium)
+        .memory_mib(1024)
+        .disk(Disk::new(&disk, DiskBus::VirtioBlk))
+        .no_network()
+        .deadline(DEADLINE)
+        .evidence_root(bench.folder.join("vm"));
+    let mut vm = spec.start()?;
+    let end = vm.expect("SLIVER-VM ", DEADLINE)?;
+    ensure!(end.line.contains("SLIVER-VM ok"), "{}; its console is {}", end.line, vm.keep_evidence().display());
+    Ok(())
+}
