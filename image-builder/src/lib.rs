@@ -280,10 +280,11 @@ fn config_image(epoch: u32) -> Vec<u8> {
 }
 
 /// Names are relative to where the script came from, so the folder works on any TFTP or HTTP server. UEFI
-/// kernels are told their initramfs by name, BIOS kernels get whatever was loaded.
+/// kernels are told their initramfs by name, BIOS kernels get whatever was loaded. The plain archive stands first: its
+/// length is a multiple of four, and the kernel takes an archive at such places only, but a compressed one anywhere.
 fn ipxe_script() -> String {
     format!(
-        "#!ipxe\nkernel vmlinuz initrd=initramfs initrd={CONFIG_IMAGE} {MEDIUM_CMDLINE}\ninitrd initramfs\n\
-         initrd {CONFIG_IMAGE}\nboot\n"
+        "#!ipxe\nkernel vmlinuz initrd={CONFIG_IMAGE} initrd=initramfs {MEDIUM_CMDLINE}\ninitrd {CONFIG_IMAGE}\n\
+         initrd initramfs\nboot\n"
     )
 }
