@@ -1,4 +1,4 @@
-//! The stock OpenSSH client against a server on loopback. Skipped where the client is not installed.
+//! The stock OpenSSH client against a server on loopback. `cargo xtask setup` installs the client.
 
 use std::{
     fs::{self, File},
@@ -75,10 +75,6 @@ fn text(output: &Output) -> (String, String) {
     (String::from_utf8_lossy(&output.stdout).into_owned(), output.stderr.escape_ascii().to_string())
 }
 
-fn have_client() -> bool {
-    Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_ok()
-}
-
 /// A file of `mib` MiB without repetition, and its digest.
 fn big_file(path: &Path, mib: usize) -> [u8; 32] {
     let mut file = File::create(path).unwrap();
@@ -103,9 +99,6 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
 
 #[test]
 fn commands_end_with_their_status() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     bench.check(&[], "true", "", 0);
     bench.check(&[], "exit 3", "", 3);
@@ -136,9 +129,6 @@ impl Login for Held {
 
 #[test]
 fn a_session_slow_to_start_holds_up_no_other() {
-    if !have_client() {
-        return;
-    }
     let (sender, word) = mpsc::channel();
     let bench = Bench::with(Limits::default(), |shell| Arc::new(Held { shell, word: Mutex::new(word) }));
     let mut held = bench.ssh("echo held; cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -151,9 +141,6 @@ fn a_session_slow_to_start_holds_up_no_other() {
 
 #[test]
 fn input_and_output_pass_unchanged() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     let expect = big_file(&bench.path("big"), 8);
 
@@ -175,9 +162,6 @@ fn input_and_output_pass_unchanged() {
 
 #[test]
 fn a_slow_reader_of_what_it_sends_stalls_nothing_for_good() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     let expect = big_file(&bench.path("big"), 12);
     // Three bytes come back for each one sent, and none is taken until all are waiting: every buffer on the way fills.
@@ -199,9 +183,6 @@ fn a_slow_reader_of_what_it_sends_stalls_nothing_for_good() {
 
 #[test]
 fn a_terminal_has_the_clients_size_and_type() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
     rustix::pty::grantpt(&master).unwrap();
@@ -224,9 +205,6 @@ fn a_terminal_has_the_clients_size_and_type() {
 
 #[test]
 fn a_terminal_is_given_up_when_its_shell_ends() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     let status: ExitStatus = bench
         .client("tester", "id", &["-tt"], "trap '' HUP; sleep 1000 & exit 6")
@@ -238,9 +216,6 @@ fn a_terminal_is_given_up_when_its_shell_ends() {
 
 #[test]
 fn strangers_are_refused() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     let check = |user: &str, key: &str, welcome: bool| {
         let output = bench.client(user, key, &[], "true").output().unwrap();
@@ -277,9 +252,6 @@ fn too_many_connections_are_turned_away() {
 
 #[test]
 fn a_hung_up_client_takes_its_command_along() {
-    if !have_client() {
-        return;
-    }
     let bench = Bench::start(Limits::default());
     // The command's exit is seen as the end of the pipe its trap holds open.
     let fifo = bench.path("fifo");
