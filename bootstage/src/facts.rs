@@ -29,6 +29,8 @@ pub(crate) fn gather(config: &NodeConfig) -> Facts {
         nics: nics(),
         clock: read_json::<ClockState>(CLOCK_PATH).map(|state| state.source).unwrap_or_default(),
         installed: disks::installed_release(config),
+        groups: config.groups.clone(),
+        ..Facts::default()
     }
 }
 

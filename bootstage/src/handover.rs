@@ -22,6 +22,9 @@ pub struct Handover {
     pub slot: String,
     /// The release that runs.
     pub release: ReleaseManifest,
+    /// Why the last good script decided this boot instead of central, if it did.
+    #[serde(default)]
+    pub offline: Option<String>,
 }
 
 impl Handover {

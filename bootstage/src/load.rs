@@ -97,6 +97,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
         medium_version: handover::image_version(),
         slot: manifest.slot.as_str().into(),
         release: manifest.manifest.clone(),
+        offline: None,
     };
     let handover = handover.to_cpio().map_err(LoadError::Handover)?;
     let release = manifest.read(&handover)?;

@@ -72,7 +72,7 @@ pub fn open(config: &NodeConfig) -> Result<VerifiedScript, StageFailure> {
     let envelope =
         fs::read(SCRIPT_PATH).map_err(|e| StageFailure::new(FailureClass::Internal, VerifyError::Read(e)))?;
     let accepted = disks::remembered(config).accepted;
-    let context = ScriptContext { node: &config.id, now: now(), accepted: &accepted };
+    let context = ScriptContext { node: &config.id, groups: &config.groups, now: now(), accepted: &accepted };
     let script = BootScript::open(&envelope, &config.trust_root(), &context)
         .map_err(|refused| StageFailure::new(class(&refused), refused))?;
     Ok(VerifiedScript { script, envelope })
@@ -85,7 +85,8 @@ pub(crate) fn safe_script(config: &NodeConfig) -> Option<BootScript> {
 }
 
 fn in_force(config: &NodeConfig, envelope: &[u8], accepted: &BootScript, now: u64) -> Option<BootScript> {
-    let context = ScriptContext { node: &config.id, now, accepted: &[(accepted.kind, accepted.serial)] };
+    let context =
+        ScriptContext { node: &config.id, groups: &config.groups, now, accepted: &[(accepted.kind, accepted.serial)] };
     let script = BootScript::open(envelope, &config.trust_root(), &context).ok()?;
     (script == *accepted && script.kind == ScriptKind::Safe).then_some(script)
 }
@@ -137,6 +138,9 @@ mod tests {
             expires: 2000,
             release: None,
             ssh_keys: vec!["a key".into()],
+            networks: Vec::new(),
+            mirrors: Vec::new(),
+            waivers: Vec::new(),
         };
         let older = BootScript { serial: 6, ..safe.clone() };
         let newer = BootScript { serial: 8, ..safe.clone() };

@@ -7,6 +7,7 @@ pub(crate) fn script_kind(state: BootState) -> ScriptKind {
     match state {
         BootState::Boot => ScriptKind::Boot,
         BootState::Reinstall => ScriptKind::Install,
+        BootState::Upgrade => ScriptKind::Upgrade,
         BootState::Safe | BootState::Disabled => ScriptKind::Safe,
     }
 }
@@ -39,7 +40,7 @@ pub(crate) fn run_level(event: &Event) -> Option<RunLevel> {
 pub(crate) fn run_level_at_contact(kind: ScriptKind) -> RunLevel {
     match kind {
         ScriptKind::Install => RunLevel::Installing,
-        ScriptKind::Boot | ScriptKind::Safe => RunLevel::Booting,
+        ScriptKind::Boot | ScriptKind::Upgrade | ScriptKind::Safe => RunLevel::Booting,
     }
 }
 

@@ -11,8 +11,8 @@ use axum::http::Method;
 use orrery_central::{InitOptions, ServeError, Server, init};
 use orrery_central_api::{BootStateChange, NewNode, NodeDetail, ReleaseRecord, ScriptRecord, SliceSpec, StoredEvent};
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, Event, EventBatch, Facts, NodeStatus, Outcome,
-    PayloadType, ReleaseArtifact, ReleaseManifest, Rspec, RunLevel, ScriptKind, SigningKey, WantedState, sign,
+    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, Event, EventBatch, Facts, MinimumHardware, NodeStatus,
+    Outcome, PayloadType, ReleaseArtifact, ReleaseManifest, Rspec, RunLevel, ScriptKind, SigningKey, WantedState, sign,
 };
 use orrery_transport::{Client, Identity, Resolver, TransportError};
 use rcgen::KeyPair;
@@ -72,7 +72,7 @@ impl Central {
             let path = format!("/v1/artifacts/{}", content_ref.sha256);
             let kept: ArtifactRef = self.operator.put_bytes(&path, &content).unwrap();
             assert_eq!(kept, content_ref);
-            ReleaseArtifact { role, name: name.to_owned(), content: content_ref }
+            ReleaseArtifact { role, name: name.to_owned(), content: content_ref, chunks: None }
         };
         let manifest = ReleaseManifest {
             version: 1,
@@ -83,6 +83,7 @@ impl Central {
                 artifact(ArtifactRole::NodeOs, "nodeos"),
                 artifact(ArtifactRole::Image, "debian"),
             ],
+            minimum: MinimumHardware::default(),
         };
         let envelope = sign(PayloadType::ReleaseManifest, &manifest.encode().unwrap(), &[&release_key()]).unwrap();
         self.operator.put_bytes("/v1/releases", &envelope).unwrap()
@@ -98,6 +99,9 @@ impl Central {
             expires,
             release,
             ssh_keys: Vec::new(),
+            networks: Vec::new(),
+            mirrors: Vec::new(),
+            waivers: Vec::new(),
         };
         let envelope = sign(PayloadType::BootScript, &script.encode().unwrap(), &[&release_key()]).unwrap();
         let record: ScriptRecord = self.operator.put_bytes("/v1/scripts", &envelope)?;
@@ -306,6 +310,8 @@ fn slices_become_the_wanted_state() {
         release: "0.1.0".to_owned(),
         ssh_host_key: SSH_KEY.to_owned(),
         slivers: Vec::new(),
+        slot: "a".to_owned(),
+        offline: None,
     };
     node.send(Method::POST, "/v1/node/status", &status).unwrap();
     let detail = central.detail("n1");

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orrery_protocol::{ArtifactRef, ArtifactRole, ReleaseArtifact, ReleaseManifest, Sha256};
+use orrery_protocol::{ArtifactRef, ArtifactRole, MinimumHardware, ReleaseArtifact, ReleaseManifest, Sha256};
 
 use crate::{BuildError, NODE_CMDLINE};
 
@@ -22,14 +22,20 @@ pub(crate) fn manifest(
 ) -> Result<ReleaseManifest, BuildError> {
     let artifact = |role, name: &str, path: &Path| {
         let content = measure(path).map_err(BuildError::reading(path))?;
-        Ok(ReleaseArtifact { role, name: name.to_owned(), content })
+        Ok(ReleaseArtifact { role, name: name.to_owned(), content, chunks: None })
     };
     let mut artifacts =
         vec![artifact(ArtifactRole::Kernel, "kernel", kernel)?, artifact(ArtifactRole::NodeOs, "nodeos", node_os)?];
     for (name, path) in images {
         artifacts.push(artifact(ArtifactRole::Image, name, path)?);
     }
-    Ok(ReleaseManifest { version: 1, release: version.to_owned(), cmdline: NODE_CMDLINE.to_owned(), artifacts })
+    Ok(ReleaseManifest {
+        version: 1,
+        release: version.to_owned(),
+        cmdline: NODE_CMDLINE.to_owned(),
+        artifacts,
+        minimum: MinimumHardware::default(),
+    })
 }
 
 /// Writes `SHA256SUMS` over every file below `folder`, sorted by path; check it with `sha256sum -c`. Called

@@ -225,7 +225,7 @@ fn path_sync(at: &Path) -> Result<(), InstallError> {
 mod tests {
     use std::{cell::RefCell, fs, path::PathBuf};
 
-    use orrery_protocol::{ArtifactRole, Digest, PayloadType, ScriptKind, SigningKey, sign};
+    use orrery_protocol::{ArtifactRole, Digest, MinimumHardware, PayloadType, ScriptKind, SigningKey, sign};
 
     use super::*;
     use crate::fetch::tests::{Deed, Quiet, Server};
@@ -293,10 +293,21 @@ mod tests {
         let mut artifacts: Vec<_> = roles
             .into_iter()
             .zip(contents)
-            .map(|(role, content)| ReleaseArtifact { role, name: "debian".into(), content: refer(content) })
+            .map(|(role, content)| ReleaseArtifact {
+                role,
+                name: "debian".into(),
+                content: refer(content),
+                chunks: None,
+            })
             .collect();
         artifacts[1].content.size = node_os.unwrap_or(artifacts[1].content.size);
-        let manifest = ReleaseManifest { version: 1, release: "0.1.0".into(), cmdline: "quiet".into(), artifacts };
+        let manifest = ReleaseManifest {
+            version: 1,
+            release: "0.1.0".into(),
+            cmdline: "quiet".into(),
+            artifacts,
+            minimum: MinimumHardware::default(),
+        };
         let key = |n| SigningKey::from_scalar(&[n; 32]).unwrap();
         let envelope = sign(PayloadType::ReleaseManifest, &manifest.encode().unwrap(), &[&key(signer)]).unwrap();
         let release = refer(&envelope);

@@ -80,6 +80,8 @@ fn node_manager() -> Result<(), StageFailure> {
     let me = Identity {
         boot_id: boot_id().map_err(internal)?,
         release: handover.release.release.clone(),
+        slot: handover.slot.clone(),
+        offline: handover.offline.clone(),
         ssh_host_key: host_key.public_line(),
     };
     let central =

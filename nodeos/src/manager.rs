@@ -39,6 +39,10 @@ pub struct Identity {
     pub boot_id: String,
     /// The release that runs.
     pub release: String,
+    /// The slot it runs from.
+    pub slot: String,
+    /// Why central did not decide this boot, if it did not.
+    pub offline: Option<String>,
     /// The ssh gate's host key in one line.
     pub ssh_host_key: String,
 }
@@ -189,6 +193,8 @@ fn tell(board: &Board, central: &Central, me: &Identity) {
             boot_id: me.boot_id.clone(),
             run_level: RunLevel::Running,
             release: me.release.clone(),
+            slot: me.slot.clone(),
+            offline: me.offline.clone(),
             ssh_host_key: me.ssh_host_key.clone(),
             slivers: status,
         };
@@ -274,7 +280,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wanted.json");
         assert_eq!(load(&path).unwrap(), None);
-        let wanted = WantedState { slivers: vec![spec("a", 1, 100), spec("b", 2, 50)] };
+        let wanted = WantedState { slivers: vec![spec("a", 1, 100), spec("b", 2, 50)], reboot: None };
         save(&path, &wanted).unwrap();
         assert_eq!(load(&path).unwrap(), Some(wanted));
         fs::write(&path, b"{\"slivers\":[").unwrap();

@@ -87,7 +87,7 @@ pub(crate) mod tests {
 
     fn check(wanted: &[SliverSpec], have: &[SliverSpec], expect: &[&str]) {
         let have: Vec<_> = have.iter().map(existing).collect();
-        let actions = plan(&WantedState { slivers: wanted.to_vec() }, &have);
+        let actions = plan(&WantedState { slivers: wanted.to_vec(), reboot: None }, &have);
         let words: Vec<_> = actions
             .iter()
             .map(|action| match action {
@@ -123,7 +123,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn a_plan_carried_out_leaves_nothing_to_do(wanted in any_specs(), have in any_specs()) {
-            let wanted = WantedState { slivers: wanted };
+            let wanted = WantedState { slivers: wanted, reboot: None };
             let mut have: BTreeMap<_, _> = have.iter().map(existing).map(|e| (e.slice.clone(), e)).collect();
             let kept: Vec<_> = have.values().cloned().collect();
             for action in plan(&wanted, &have.values().cloned().collect::<Vec<_>>()) {

@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn wanted(slivers: &[SliverSpec]) -> WantedState {
-        WantedState { slivers: slivers.to_vec() }
+        WantedState { slivers: slivers.to_vec(), reboot: None }
     }
 
     #[test]

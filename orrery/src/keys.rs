@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Subcommand;
 use orrery_central_api::peek;
-use orrery_protocol::{BootScript, PayloadType, PublicKey, ReleaseManifest, SigningKey, sign};
+use orrery_protocol::{BootScript, PayloadType, PublicKey, ReleaseManifest, SigningKey, TrustUpdate, sign};
 use serde_json::json;
 
 use crate::{
@@ -102,6 +102,7 @@ fn add_signatures(bytes: &[u8], payload_type: PayloadType, keys: &[SigningKey]) 
     match payload_type {
         PayloadType::BootScript => drop(BootScript::decode(payload)?),
         PayloadType::ReleaseManifest => drop(ReleaseManifest::decode(payload)?),
+        PayloadType::TrustUpdate => drop(TrustUpdate::decode(payload)?),
     }
     let mut signers = earlier.map(|e| e.signers).unwrap_or_default();
     let before = signers.len();
@@ -141,6 +142,9 @@ mod tests {
             expires: 9,
             release: None,
             ssh_keys: Vec::new(),
+            networks: Vec::new(),
+            mirrors: Vec::new(),
+            waivers: Vec::new(),
         };
         let payload = script.encode().unwrap();
         let [a, b, c] = [1u8, 2, 3].map(|n| SigningKey::from_scalar(&[n; 32]).unwrap());

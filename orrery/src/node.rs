@@ -193,6 +193,8 @@ impl Add {
             id: self.id.clone(),
             name: self.name.clone(),
             key,
+            enrol_token: None,
+            groups: Vec::new(),
             central: Central {
                 urls,
                 ca: operator.ca.clone(),
@@ -216,6 +218,9 @@ impl Add {
                 wipe: self.wipe,
             },
             admin_keys: files::ssh_keys(&self.admin_keys)?,
+            admin_networks: Vec::new(),
+            recovery: None,
+            waivers: Vec::new(),
         };
         config.check()?;
         Ok(config)

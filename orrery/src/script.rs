@@ -87,6 +87,9 @@ pub(crate) fn run(context: &Context, command: Script) -> Result<()> {
                 expires: issued.checked_add(expires.0).context("it would never expire")?,
                 release: release.as_deref().map(release_ref).transpose()?,
                 ssh_keys: files::ssh_keys(&ssh_keys)?,
+                networks: Vec::new(),
+                mirrors: Vec::new(),
+                waivers: Vec::new(),
             };
             files::write_new(&out, &script.encode()?, Access::Public)?;
             context.print(&script, |_| format!("wrote {}: sign it", out.display()))

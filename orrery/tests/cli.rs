@@ -9,8 +9,8 @@ use std::{
 
 use orrery_central::{InitOptions, Server, init};
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, Digest, Facts, NodeConfig, ReleaseArtifact, ReleaseManifest, ScriptContext,
-    ScriptKind, WantedState,
+    ArtifactRef, ArtifactRole, BootScript, Digest, Facts, MinimumHardware, NodeConfig, ReleaseArtifact,
+    ReleaseManifest, ScriptContext, ScriptKind, WantedState,
 };
 use orrery_transport::{Client, Identity, Resolver};
 use serde_json::Value;
@@ -44,7 +44,7 @@ fn images(folder: &Path) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, &content).unwrap();
         let content = ArtifactRef { sha256: Digest::of(content.as_bytes()), size: content.len() as u64 };
-        ReleaseArtifact { role, name: name.to_owned(), content }
+        ReleaseArtifact { role, name: name.to_owned(), content, chunks: None }
     };
     let manifest = ReleaseManifest {
         version: 1,
@@ -55,6 +55,7 @@ fn images(folder: &Path) {
             artifact(ArtifactRole::NodeOs, "nodeos", "node-os/nodeos.img"),
             artifact(ArtifactRole::Image, "debian", "debian.tar.zst"),
         ],
+        minimum: MinimumHardware::default(),
     };
     fs::write(folder.join("images/release.json"), manifest.encode().unwrap()).unwrap();
 }
@@ -97,7 +98,7 @@ fn from_nothing_to_a_served_install_script() {
     let node = Client::new(&config.central.urls[0], &config.central.ca, &identity, Resolver::System).unwrap();
     let facts = Facts { node: "n1".to_owned(), boot_id: "b1".to_owned(), ..Facts::default() };
     let envelope = node.post_for_bytes("/v1/node/contact", &facts, 1 << 20).unwrap();
-    let context = ScriptContext { node: "n1", now: 1_800_000_000, accepted: &[] };
+    let context = ScriptContext { node: "n1", groups: &[], now: 1_800_000_000, accepted: &[] };
     // Judged at a time that the script covers, whatever the clock of this machine says.
     let issued = check(folder, "script show i.signed", 0)["script"]["issued"].as_u64().unwrap();
     let context = ScriptContext { now: issued, ..context };

@@ -40,6 +40,14 @@ pub enum PayloadType {
     BootScript = 1,
     /// A [`crate::ReleaseManifest`].
     ReleaseManifest = 2,
+    /// A [`crate::TrustUpdate`].
+    TrustUpdate = 3,
+}
+
+impl PayloadType {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::BootScript, Self::ReleaseManifest, Self::TrustUpdate].into_iter().find(|known| *known as u8 == byte)
+    }
 }
 
 /// The release keys a reader trusts, and how many of them must have signed.
@@ -120,11 +128,7 @@ impl<'a> Envelope<'a> {
         if !header.starts_with(MAGIC) {
             return Err(EnvelopeError::NotAnEnvelope);
         }
-        let payload_type = match header[8] {
-            1 => PayloadType::BootScript,
-            2 => PayloadType::ReleaseManifest,
-            _ => return Err(EnvelopeError::BadHeader),
-        };
+        let payload_type = PayloadType::from_byte(header[8]).ok_or(EnvelopeError::BadHeader)?;
         let count = usize::from(header[9]);
         let length = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
         if !(1..=MAX_SIGNATURES).contains(&count) || header[10..12] != [0, 0] || length > MAX_PAYLOAD {
@@ -137,6 +141,40 @@ impl<'a> Envelope<'a> {
             return Err(EnvelopeError::Truncated);
         }
         Ok(Self { payload_type, payload, signatures })
+    }
+
+    /// The first envelope of several that follow each other, and what is behind it.
+    ///
+    /// # Errors
+    /// The bytes do not begin with an envelope.
+    pub fn split_first(bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), EnvelopeError> {
+        let header = bytes.get(..HEADER_BYTES).ok_or(EnvelopeError::Truncated)?;
+        let length = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
+        if length > MAX_PAYLOAD {
+            return Err(EnvelopeError::BadHeader);
+        }
+        let end = HEADER_BYTES + length + usize::from(header[9]) * SIGNATURE_BYTES;
+        let (first, rest) = bytes.split_at_checked(end).ok_or(EnvelopeError::Truncated)?;
+        Self::parse(first).map(|_| (first, rest))
+    }
+
+    /// What it claims to hold. Unproven.
+    pub fn claimed_type(&self) -> PayloadType {
+        self.payload_type
+    }
+
+    /// The payload as it arrived, for whoever shows it to people or adds a signature. Unproven: a node never looks at it.
+    pub fn unverified_payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// Ids of the keys that claim to have signed it. Unproven.
+    pub fn claimed_signers(&self) -> impl Iterator<Item = Digest> + 'a {
+        self.signatures.chunks_exact(SIGNATURE_BYTES).map(|entry| {
+            let mut id = [0; 32];
+            id.copy_from_slice(&entry[..32]);
+            Digest(id)
+        })
     }
 
     /// Checks type and signatures, and gives out the payload.

@@ -8,6 +8,8 @@
 extern crate alloc;
 
 mod artifact;
+mod chunks;
+mod cidr;
 mod config_area;
 mod digest;
 mod envelope;
@@ -18,8 +20,11 @@ mod release;
 mod report;
 mod script;
 mod sliver;
+mod trust;
 
 pub use artifact::{ArtifactRef, Mismatch, VerifyingReader};
+pub use chunks::{Chunk, ChunkIndex, ChunkIndexError, MAX_CHUNK};
+pub use cidr::{Cidr, CidrError};
 pub use config_area::{AREA_BYTES, AreaError, blank_area, decode_area, encode_area, find_area};
 pub use digest::{Digest, ParseDigestError, Sha256};
 pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot, Verified, sign};
@@ -28,10 +33,11 @@ pub use key::{KeyError, PublicKey, SigningKey};
 pub use node_config::{
     Addressing, Central, DiskRule, Install, Network, NodeConfig, NodeConfigError, StaticAddress, is_node_id,
 };
-pub use release::{ArtifactRole, ManifestError, ReleaseArtifact, ReleaseManifest};
+pub use release::{ArtifactRole, ManifestError, MinimumHardware, ReleaseArtifact, ReleaseManifest};
 pub use report::{
-    BootState, DiskFacts, Event, EventBatch, Facts, MemoryFacts, NicFacts, NodeStatus, Outcome, Refusal, RunLevel,
-    SliverState, SliverStatus, UnknownWord,
+    BootState, DiskFacts, EnrolRequest, Enrolled, Event, EventBatch, Facts, FailedTrial, LogBatch, MemoryFacts,
+    NicFacts, NodeStatus, Outcome, Refusal, RunLevel, SliverState, SliverStatus, UnknownWord,
 };
-pub use script::{BootScript, ScriptContext, ScriptKind, ScriptRefused};
+pub use script::{BootScript, ScriptContext, ScriptKind, ScriptRefused, Waiver};
 pub use sliver::{ImageRef, Rspec, RspecError, SliceName, SliceNameError, SliverSpec, WantedState};
+pub use trust::{Root, TrustRefused, TrustUpdate};

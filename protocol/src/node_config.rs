@@ -10,19 +10,28 @@ use core::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{envelope::TrustRoot, key::PublicKey};
+use crate::{cidr::Cidr, digest::Digest, envelope::TrustRoot, key::PublicKey, script::Waiver, trust::Root};
 
 /// Everything a node knows before it has spoken to anyone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
-    /// The node's id at its central: letters, digits, `-` and `.`; at most 63 characters.
+    /// The node's id at its central: letters, digits, `-` and `.`; at most 63 characters. Empty where the node has to
+    /// enrol.
+    #[serde(default)]
     pub id: String,
     /// A name for people.
     #[serde(default)]
     pub name: String,
-    /// The node's P-256 private key, PKCS#8 in PEM. Secret.
+    /// The node's P-256 private key, PKCS#8 in PEM. Secret. Empty where the node has to enrol.
+    #[serde(default)]
     pub key: String,
+    /// The one-time token that a node without a key enrols with. Secret until it was used.
+    #[serde(default)]
+    pub enrol_token: Option<String>,
+    /// Groups that scripts may be for, as `@name`.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Who the node obeys.
     pub central: Central,
     /// How the node reaches it.
@@ -34,6 +43,15 @@ pub struct NodeConfig {
     /// OpenSSH public keys that safe mode admits besides those of the script.
     #[serde(default)]
     pub admin_keys: Vec<String>,
+    /// Networks that safe mode's sshd can be reached from, besides those of the script.
+    #[serde(default)]
+    pub admin_networks: Vec<Cidr>,
+    /// SHA-256 of the recovery key that opens a shell on the console. Without one, the console only shows.
+    #[serde(default)]
+    pub recovery: Option<Digest>,
+    /// What the node need not fulfil.
+    #[serde(default)]
+    pub waivers: Vec<Waiver>,
 }
 
 /// The central a node belongs to, and the keys that prove it.
@@ -42,7 +60,7 @@ pub struct NodeConfig {
 pub struct Central {
     /// Base URLs of boot servers, `https://host[:port]`, tried in order.
     pub urls: Vec<String>,
-    /// The certificate authority that servers must chain to, in PEM.
+    /// The certificate authorities that servers must chain to, in PEM; one after the other if there are several.
     pub ca: String,
     /// Public release keys.
     pub release_keys: Vec<PublicKey>,
@@ -143,8 +161,10 @@ pub enum NodeConfigError {
     Urls,
     /// No CA certificate in PEM.
     Ca,
-    /// No private key in PEM.
+    /// Neither a private key in PEM nor a token to enrol with.
     Key,
+    /// The name of a group is empty, too long, or has other characters.
+    Group,
     /// No release key, or a threshold that is 0 or more than there are keys.
     ReleaseKeys,
     /// A prefix length of 0 or more than 32.
@@ -159,7 +179,8 @@ impl fmt::Display for NodeConfigError {
             Self::Id => "`id` must have 1 to 63 letters, digits, `-` or `.`",
             Self::Urls => "`central.urls` must name at least one `https://` server",
             Self::Ca => "`central.ca` must hold a certificate in PEM",
-            Self::Key => "`key` must hold a PKCS#8 private key in PEM",
+            Self::Key => "`key` must hold a PKCS#8 private key in PEM, or `enrol_token` a token",
+            Self::Group => "each of `groups` must have 1 to 63 letters, digits, `-` or `.`",
             Self::ReleaseKeys => {
                 "`central.release_keys` must hold at least `release_threshold` keys, and the threshold be at least 1"
             }
@@ -177,7 +198,8 @@ impl NodeConfig {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), NodeConfigError> {
-        let id_ok = is_node_id(&self.id);
+        let enrols = self.must_enrol();
+        let id_ok = is_node_id(&self.id) || (enrols && self.id.is_empty());
         let urls_ok = !self.central.urls.is_empty()
             && self.central.urls.iter().all(|u| u.strip_prefix("https://").is_some_and(|rest| !rest.is_empty()));
         let keys = self.central.release_keys.len();
@@ -192,7 +214,8 @@ impl NodeConfig {
             (id_ok, NodeConfigError::Id),
             (urls_ok, NodeConfigError::Urls),
             (self.central.ca.contains("-----BEGIN CERTIFICATE-----"), NodeConfigError::Ca),
-            (self.key.contains("-----BEGIN PRIVATE KEY-----"), NodeConfigError::Key),
+            (enrols || self.key.contains("-----BEGIN PRIVATE KEY-----"), NodeConfigError::Key),
+            (self.groups.iter().all(|group| is_node_id(group)), NodeConfigError::Group),
             ((1..=keys).contains(&threshold), NodeConfigError::ReleaseKeys),
             (prefix_ok, NodeConfigError::Prefix),
             (disk_ok, NodeConfigError::DiskRule),
@@ -200,9 +223,27 @@ impl NodeConfig {
         checks.into_iter().try_for_each(|(ok, error)| if ok { Ok(()) } else { Err(error) })
     }
 
+    /// Whether the node has no key yet, and a token to get one accepted with.
+    pub fn must_enrol(&self) -> bool {
+        self.key.is_empty() && self.enrol_token.as_ref().is_some_and(|token| !token.is_empty())
+    }
+
+    /// The root of trust in the medium: where every chain of updates begins.
+    pub fn medium_root(&self) -> Root {
+        let trust = TrustRoot { keys: self.central.release_keys.clone(), threshold: self.central.release_threshold };
+        Root { serial: 0, trust, ca: self.central.ca.clone() }
+    }
+
+    /// Puts an accepted root in the place of the medium's.
+    pub fn obey(&mut self, root: &Root) {
+        self.central.release_keys.clone_from(&root.trust.keys);
+        self.central.release_threshold = root.trust.threshold;
+        self.central.ca.clone_from(&root.ca);
+    }
+
     /// What the node verifies signatures against.
     pub fn trust_root(&self) -> TrustRoot {
-        TrustRoot { keys: self.central.release_keys.clone(), threshold: self.central.release_threshold }
+        self.medium_root().trust
     }
 }
 

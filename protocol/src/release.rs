@@ -21,6 +21,21 @@ pub struct ReleaseManifest {
     pub cmdline: String,
     /// All artifacts, each role as often as it may occur.
     pub artifacts: Vec<ReleaseArtifact>,
+    /// What a machine needs to run it.
+    #[serde(default)]
+    pub minimum: MinimumHardware,
+}
+
+/// The least hardware that a release runs on; zero demands nothing. Checked before a disk is touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MinimumHardware {
+    /// Memory, in bytes, as the kernel sees it.
+    pub memory: u64,
+    /// The disk to install on, in bytes.
+    pub disk: u64,
+    /// Logical CPUs.
+    pub cpus: u32,
 }
 
 /// One artifact of a release.
@@ -33,6 +48,10 @@ pub struct ReleaseArtifact {
     /// Digest and size.
     #[serde(rename = "ref")]
     pub content: ArtifactRef,
+    /// Its [`crate::ChunkIndex`], with which it is verified piece by piece, and pieces that are there already are not
+    /// fetched again.
+    #[serde(default)]
+    pub chunks: Option<ArtifactRef>,
 }
 
 /// What an artifact is for.

@@ -15,6 +15,8 @@ pub enum BootState {
     Boot,
     /// Install anew; the node's data is lost.
     Reinstall,
+    /// Try the script's release in the other slot; slivers and their data stay.
+    Upgrade,
     /// Wait in safe mode for an administrator.
     Safe,
     /// Out of service: safe mode, no slivers.
@@ -27,6 +29,7 @@ impl BootState {
         match self {
             Self::Boot => "boot",
             Self::Reinstall => "reinstall",
+            Self::Upgrade => "upgrade",
             Self::Safe => "safe",
             Self::Disabled => "disabled",
         }
@@ -37,10 +40,10 @@ impl FromStr for BootState {
     type Err = UnknownWord;
 
     fn from_str(s: &str) -> Result<Self, UnknownWord> {
-        [Self::Boot, Self::Reinstall, Self::Safe, Self::Disabled]
+        [Self::Boot, Self::Reinstall, Self::Upgrade, Self::Safe, Self::Disabled]
             .into_iter()
             .find(|state| state.as_str() == s)
-            .ok_or(UnknownWord("boot, reinstall, safe or disabled"))
+            .ok_or(UnknownWord("boot, reinstall, upgrade, safe or disabled"))
     }
 }
 
@@ -143,6 +146,41 @@ pub struct EventBatch {
     pub events: Vec<Event>,
 }
 
+/// Lines of a node's log on their way to central.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// The boot they are of.
+    pub boot_id: String,
+    /// `boot` or `node`; `previous` for what an earlier boot left behind, as a panic's last lines.
+    pub role: String,
+    /// Number of the first line, counted from 0 in this boot and role: central passes over what it has already.
+    pub first: u64,
+    /// The lines, without their ends.
+    pub lines: Vec<String>,
+}
+
+/// A key-less node's request to become the node that a one-time token stands for. Its key is that of the TLS session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    /// The token.
+    pub token: String,
+    /// What the machine is.
+    pub facts: Facts,
+}
+
+/// The answer to an [`EnrolRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// The node's id.
+    pub node: String,
+    /// A name for people.
+    #[serde(default)]
+    pub name: String,
+    /// The groups it is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
 /// What a node is, posted at contact.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -181,6 +219,25 @@ pub struct Facts {
     pub clock: String,
     /// Release installed on the node's disk, if any.
     pub installed: Option<String>,
+    /// A release that was tried on this disk and did not become healthy, and why; until another one is tried.
+    pub failed_trial: Option<FailedTrial>,
+    /// The key by which safe mode's sshd, and the node OS's, prove that they are this node; OpenSSH's one-line form.
+    pub ssh_host_key: String,
+    /// Serial of the trust root in force; 0 is the medium's own.
+    pub trust_serial: u64,
+    /// The groups that the configuration names.
+    pub groups: Vec<String>,
+}
+
+/// A release that a node fell back from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedTrial {
+    /// SHA-256 of the release's signed manifest.
+    pub manifest: Digest,
+    /// The release's name.
+    pub release: String,
+    /// Why it was given up.
+    pub reason: String,
 }
 
 /// Memory of a node.
@@ -237,6 +294,12 @@ pub struct NodeStatus {
     pub run_level: RunLevel,
     /// The release that runs.
     pub release: String,
+    /// The slot it runs from, `a` or `b`.
+    #[serde(default)]
+    pub slot: String,
+    /// Why this boot was decided by the node's last good script instead of by central, if it was.
+    #[serde(default)]
+    pub offline: Option<String>,
     /// The ssh gate's host key, in OpenSSH's one-line form.
     pub ssh_host_key: String,
     /// Every sliver.

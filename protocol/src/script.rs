@@ -1,14 +1,16 @@
 //! The boot script: the signed instruction a node fetches at every boot.
 
 use alloc::{string::String, vec::Vec};
-use core::fmt;
+use core::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     artifact::ArtifactRef,
+    cidr::Cidr,
     envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot},
     json::{self, JsonError},
+    report::UnknownWord,
 };
 
 /// What a node is told to do. Signed as [`PayloadType::BootScript`].
@@ -18,7 +20,7 @@ pub struct BootScript {
     pub version: u16,
     /// What to do.
     pub kind: ScriptKind,
-    /// Ids of the nodes it is for; `*` is every node.
+    /// Whom it is for: ids of nodes, groups as `@name`, or `*` for every node.
     pub nodes: Vec<String>,
     /// Grows with every script of a kind: a node refuses one below the highest it has accepted.
     pub serial: u64,
@@ -26,12 +28,58 @@ pub struct BootScript {
     pub issued: u64,
     /// Void from then on, in Unix seconds.
     pub expires: u64,
-    /// The signed release manifest to install or to repair from; kinds `install` and `boot`.
+    /// The signed release manifest to install, to upgrade to, or to repair from; every kind but `safe`.
     #[serde(default)]
     pub release: Option<ArtifactRef>,
-    /// OpenSSH public keys that safe mode admits.
+    /// OpenSSH public keys that safe mode, and the sshd beside an installation, admit.
     #[serde(default)]
     pub ssh_keys: Vec<String>,
+    /// Networks that this sshd can be reached from. With none, it can be reached from nowhere.
+    #[serde(default)]
+    pub networks: Vec<Cidr>,
+    /// Base URLs of servers that have the artifacts too, `http://…` or `https://…`; asked before central. Nothing is
+    /// taken on trust from them.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
+    /// What the nodes need not fulfil.
+    #[serde(default)]
+    pub waivers: Vec<Waiver>,
+}
+
+/// A demand that is waived for a node, by its configuration or by its script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Waiver {
+    /// The release's minimum hardware.
+    MinimumHardware,
+    /// The chain-boot by kexec, for machines whose devices do not survive it: the node OS is entered under the medium's
+    /// own kernel instead.
+    Kexec,
+}
+
+impl Waiver {
+    /// The word on the wire and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MinimumHardware => "minimum-hardware",
+            Self::Kexec => "kexec",
+        }
+    }
+}
+
+impl fmt::Display for Waiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Waiver {
+    type Err = UnknownWord;
+
+    fn from_str(s: &str) -> Result<Self, UnknownWord> {
+        let all = [Self::MinimumHardware, Self::Kexec];
+        all.into_iter().find(|waiver| waiver.as_str() == s).ok_or(UnknownWord("minimum-hardware or kexec"))
+    }
 }
 
 /// Kinds of boot script.
@@ -40,6 +88,8 @@ pub struct BootScript {
 pub enum ScriptKind {
     /// Partition, format, fetch, write, verify, then chain-boot.
     Install,
+    /// Fetch, write and verify a release into the slot that does not run, and try it. Data stays.
+    Upgrade,
     /// Verify the installed image and chain-boot it.
     Boot,
     /// Open sshd for an administrator.
@@ -51,6 +101,7 @@ impl ScriptKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Install => "install",
+            Self::Upgrade => "upgrade",
             Self::Boot => "boot",
             Self::Safe => "safe",
         }
@@ -68,6 +119,8 @@ impl fmt::Display for ScriptKind {
 pub struct ScriptContext<'a> {
     /// The node's own id.
     pub node: &'a str,
+    /// The groups its configuration names.
+    pub groups: &'a [String],
     /// The node's clock, in Unix seconds.
     pub now: u64,
     /// The highest serial accepted of each kind before; 0 where none was.
@@ -160,13 +213,16 @@ impl BootScript {
         json::to_vec(self, MAX_PAYLOAD)
     }
 
-    /// Whether the script is for `node`.
-    pub fn is_for(&self, node: &str) -> bool {
-        self.nodes.iter().any(|n| n == "*" || n == node)
+    /// Whether the script is for `node`, which is in `groups`.
+    pub fn is_for(&self, node: &str, groups: &[String]) -> bool {
+        self.nodes.iter().any(|target| match target.strip_prefix('@') {
+            Some(group) => groups.iter().any(|known| known == group),
+            None => target == "*" || target == node,
+        })
     }
 
     fn judge(&self, context: &ScriptContext<'_>) -> Result<(), ScriptRefused> {
-        if !self.is_for(context.node) {
+        if !self.is_for(context.node, context.groups) {
             return Err(ScriptRefused::WrongNode);
         }
         if context.now >= self.expires {
@@ -199,6 +255,9 @@ mod tests {
             expires: 2000,
             release: Some(ArtifactRef { sha256: Digest([3; 32]), size: 12 }),
             ssh_keys: vec!["ssh-ed25519 AAAA \"quoted\" \\ comment".to_string()],
+            networks: vec!["192.0.2.0/24".parse().unwrap()],
+            mirrors: vec!["http://mirror.example/orrery".to_string()],
+            waivers: vec![Waiver::Kexec],
         }
     }
 
@@ -209,7 +268,8 @@ mod tests {
         let bytes = envelope::sign(PayloadType::BootScript, &script.encode().unwrap(), &[&key]).unwrap();
         let root = TrustRoot { keys: vec![key.public()], threshold: 1 };
         let accepted = [(ScriptKind::Install, 7), (ScriptKind::Boot, 100)];
-        let context = ScriptContext { node: "n1", now: 1500, accepted: &accepted };
+        let groups = ["rack1".to_string()];
+        let context = ScriptContext { node: "n1", groups: &groups, now: 1500, accepted: &accepted };
         assert_eq!(BootScript::open(&bytes, &root, &context).map(|got| assert_eq!(got, script)), expect);
     }
 
@@ -218,6 +278,8 @@ mod tests {
         check(|_| (), Ok(()));
         check(|s| s.nodes = vec!["*".to_string()], Ok(()));
         check(|s| s.nodes = vec!["n2".to_string()], Err(ScriptRefused::WrongNode));
+        check(|s| s.nodes = vec!["@rack1".to_string()], Ok(()));
+        check(|s| s.nodes = vec!["@rack2".to_string(), "rack1".to_string()], Err(ScriptRefused::WrongNode));
         check(|s| s.nodes.clear(), Err(ScriptRefused::WrongNode));
         check(|s| s.expires = 1500, Err(ScriptRefused::Expired { expires: 1500, now: 1500 }));
         check(|s| s.serial = 6, Err(ScriptRefused::Stale { serial: 6, accepted: 7 }));

@@ -165,6 +165,9 @@ pub struct SliverSpec {
 pub struct WantedState {
     /// Every sliver; one that is not listed is to be destroyed.
     pub slivers: Vec<SliverSpec>,
+    /// The boot that is to end: a node whose boot id this is restarts from its medium.
+    #[serde(default)]
+    pub reboot: Option<String>,
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ pub(crate) fn script_for(db: &Connection, kind: ScriptKind, node: &str, now: u64
     let mut statement = db.prepare_cached(sql)?;
     let mut rows = statement.query((kind.as_str(), now))?;
     while let Some(row) = rows.next()? {
-        if from_json::<BootScript>(row, 0)?.is_for(node) {
+        if from_json::<BootScript>(row, 0)?.is_for(node, &[]) {
             let seq: i64 = row.get(1)?;
             return db.query_row("SELECT envelope FROM scripts WHERE seq = ?1", [seq], |row| row.get(0)).map(Some);
         }
@@ -118,6 +118,9 @@ mod tests {
                 expires,
                 release: None,
                 ssh_keys: Vec::new(),
+                networks: Vec::new(),
+                mirrors: Vec::new(),
+                waivers: Vec::new(),
             };
             add_script(&db, name.as_bytes(), &script, 1).unwrap();
         };

@@ -80,5 +80,5 @@ pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<Wan
         let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
         slivers.push(SliverSpec { slice, keys, image, rspec });
     }
-    Ok(Ok(WantedState { slivers }))
+    Ok(Ok(WantedState { slivers, reboot: None }))
 }

@@ -91,6 +91,12 @@ classes! {
     Media = "media",
     /// The machine lacks something that is needed.
     Hardware = "hardware",
+    /// Central did not accept this node's token, or its key any more.
+    Enrolment = "enrolment",
+    /// A trust update that the root in force did not sign.
+    TrustRoot = "trust-root",
+    /// A release on trial that did not become healthy.
+    Unhealthy = "unhealthy",
 }
 
 impl fmt::Display for FailureClass {
