@@ -1,17 +1,23 @@
 //! Choosing between KVM and translation, by trial: a device node that opens proves little inside nested machines,
-//! where guests may hang at their first instruction.
+//! where guests may hang at their first instruction, or once firmware or a boot loader uses one that is not emulated.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use std::{env, fs, io};
 
 use crate::guest::mbr_exit;
 use crate::process::{bound_command, spawn};
+use crate::spec::VmSpec;
 
 /// A working KVM runs the probe in well under a second.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// A working KVM boots a real guest in a few seconds, also when the machine is busy.
+const PROOF_LIMIT: Duration = Duration::from_secs(60);
+
+/// What this process has found out.
+static FOUND: Mutex<Option<Acceleration>> = Mutex::new(None);
 
 /// How guest instructions are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,26 +51,46 @@ impl Acceleration {
     }
 }
 
-/// What this host can do: `ORRERY_ACCEL` when set, else the result of booting a tiny guest, found out once per boot
-/// of the host and remembered in the cache directory.
+/// What this host can do: `ORRERY_ACCEL` when set, else what [`prove_acceleration`] found out since the host started, else the
+/// result of booting a tiny guest.
 #[must_use]
 pub fn acceleration() -> Acceleration {
-    static FOUND: OnceLock<Acceleration> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        if let Some(forced) = env::var("ORRERY_ACCEL").ok().and_then(|word| Acceleration::parse(&word)) {
-            return forced;
+    if let Some(settled) = settled() {
+        return settled;
+    }
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    *found.get_or_insert_with(|| if kvm_works().unwrap_or(false) { Acceleration::Kvm } else { Acceleration::Tcg })
+}
+
+/// Settles by a real guest whether KVM can be used: `spec` has to print `line`. Done once per boot of the host and
+/// remembered in the cache directory; returns what will be used from then on.
+pub fn prove_acceleration(spec: &VmSpec, line: &str) -> Acceleration {
+    if let Some(settled) = settled() {
+        return settled;
+    }
+    let proven = match acceleration() {
+        Acceleration::Tcg => Acceleration::Tcg,
+        Acceleration::Kvm => {
+            let printed = spec.start().is_ok_and(|mut vm| vm.expect(line, PROOF_LIMIT).is_ok());
+            if printed { Acceleration::Kvm } else { Acceleration::Tcg }
         }
-        let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let cache = cache_folder().map(|folder| folder.join("qemu-acceleration"));
-        if let Some(known) = cache.as_deref().and_then(|file| remembered(file, host_boot.trim())) {
-            return known;
-        }
-        let found = if kvm_works().unwrap_or(false) { Acceleration::Kvm } else { Acceleration::Tcg };
-        if let Some(file) = cache {
-            let _ = remember(&file, host_boot.trim(), found);
-        }
-        found
-    })
+    };
+    *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven);
+    if let Some(file) = cache_file() {
+        // Found out again next time.
+        let _ = remember(&file, &host_boot(), proven);
+    }
+    proven
+}
+
+/// What is known without trying.
+fn settled() -> Option<Acceleration> {
+    let forced = env::var("ORRERY_ACCEL").ok().and_then(|word| Acceleration::parse(&word));
+    forced.or_else(|| remembered(&cache_file()?, &host_boot()))
+}
+
+fn host_boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn remembered(file: &Path, host_boot: &str) -> Option<Acceleration> {
@@ -80,11 +106,12 @@ fn remember(file: &Path, host_boot: &str, found: Acceleration) -> io::Result<()>
     fs::write(file, format!("{host_boot} {}\n", found.name()))
 }
 
-fn cache_folder() -> Option<PathBuf> {
+fn cache_file() -> Option<PathBuf> {
     let folder = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     folder("ORRERY_CACHE")
         .or_else(|| folder("XDG_CACHE_HOME").map(|base| base.join("orrery")))
         .or_else(|| folder("HOME").map(|home| home.join(".cache/orrery")))
+        .map(|folder| folder.join("qemu-acceleration-proven"))
 }
 
 fn kvm_works() -> io::Result<bool> {

@@ -14,16 +14,28 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use orrery_qemu::{BootMedium, Vm};
 use serde_json::Value;
 
 pub(crate) use central::Central;
 pub(crate) use node::{MediumKind, Node, NodeOptions};
 pub(crate) use timeline::Timeline;
 
-use crate::{command, image::Images};
+use crate::{command, image::Images, ui};
 
 /// Host name by which a guest of QEMU's user network reaches the host's loopback.
 const HOST_FROM_GUEST: &str = "10.0.2.2";
+
+/// Finds out, once per boot of this host, whether its KVM really runs our medium, and says what will be used.
+pub(crate) fn settle_acceleration(images: &Images) {
+    let medium = BootMedium::Cd(images.folder.join("orrery-boot.iso"));
+    let spec = Vm::builder("acceleration").boot(medium).memory_mib(512).no_network();
+    let used = orrery_qemu::prove_acceleration(
+        &spec.evidence_root(images.folder.with_file_name("acceleration")),
+        "orrery[boot]",
+    );
+    ui::say("machines", &format!("run under {}", used.name()));
+}
 
 /// The installation. Dropping it ends its central.
 pub(crate) struct Lab {

@@ -106,8 +106,10 @@ fn run(task: &Task) -> Result<()> {
     }
 }
 
-/// Sets everything up and builds the images.
+/// Sets everything up, builds the images, and finds out how machines run here.
 fn prepared(workspace: &Workspace) -> Result<image::Images> {
     setup::run(workspace)?;
-    image::run(workspace)
+    let images = image::run(workspace)?;
+    lab::settle_acceleration(&images);
+    Ok(images)
 }

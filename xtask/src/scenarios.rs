@@ -25,7 +25,7 @@ use orrery_qemu::Vm;
 
 use crate::{
     image::Images,
-    lab::{Lab, Node, NodeOptions},
+    lab::{Lab, Node, NodeOptions, settle_acceleration},
     ui,
     workspace::Workspace,
 };
@@ -105,7 +105,8 @@ pub(crate) fn run(workspace: &Workspace, images: &Images, filter: Option<&str>) 
         let names: Vec<_> = SCENARIOS.iter().map(|s| s.name).collect();
         bail!("no scenario has such a name; there are: {}", names.join(", "));
     }
-    ui::say("scenarios", &format!("{} in machines under {:?}", chosen.len(), orrery_qemu::acceleration()));
+    settle_acceleration(images);
+    ui::say("scenarios", &format!("{} chosen", chosen.len()));
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
