@@ -35,7 +35,7 @@ pub(crate) fn arguments(spec: &VmSpec, acceleration: Acceleration, files: &RunFi
         line.pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(code)));
         line.pair("-drive", format!("if=pflash,unit=1,format=raw,file={}", value(variables)));
     }
-    medium(&mut line, &spec.medium, files);
+    medium(&mut line, spec, files);
     for (index, disk) in spec.disks.iter().enumerate() {
         attach(&mut line, index, disk);
     }
@@ -58,8 +58,8 @@ pub(crate) fn arguments(spec: &VmSpec, acceleration: Acceleration, files: &RunFi
     line.0
 }
 
-fn medium(line: &mut Line, medium: &BootMedium, files: &RunFiles<'_>) {
-    match medium {
+fn medium(line: &mut Line, spec: &VmSpec, files: &RunFiles<'_>) {
+    match &spec.medium {
         BootMedium::Disks => {}
         // The network card is given its boot index where it is made. Without graphics as far as the BIOS knows,
         // iPXE's messages come on the serial port too; UEFI does that anyway.
@@ -67,11 +67,11 @@ fn medium(line: &mut Line, medium: &BootMedium, files: &RunFiles<'_>) {
             line.words("-machine graphics=off");
         }
         BootMedium::Cd(image) => {
-            line.pair("-drive", format!("if=none,id=medium,format=raw,readonly=on,file={}", value(image)));
+            line.pair("-drive", medium_drive(image, &spec.unreadable));
             line.words("-device ide-cd,drive=medium,bus=ide.5,bootindex=0");
         }
         BootMedium::Usb(image) => {
-            line.pair("-drive", format!("if=none,id=medium,format=raw,readonly=on,file={}", value(image)));
+            line.pair("-drive", medium_drive(image, &spec.unreadable));
             line.words("-device qemu-xhci,id=usb -device usb-storage,bus=usb.0,drive=medium,removable=on,bootindex=0");
         }
         BootMedium::Kernel { kernel, append, .. } => {
@@ -81,6 +81,19 @@ fn medium(line: &mut Line, medium: &BootMedium, files: &RunFiles<'_>) {
             }
         }
     }
+}
+
+/// The image of a medium, with an error of QEMU's `blkdebug` for each sector that cannot be read.
+fn medium_drive(image: &Path, unreadable: &[u64]) -> String {
+    let mut drive = String::from("if=none,id=medium,format=raw,readonly=on,");
+    if unreadable.is_empty() {
+        return drive + &format!("file={}", value(image));
+    }
+    drive += &format!("file.driver=blkdebug,file.image.driver=file,file.image.filename={}", value(image));
+    for (number, sector) in unreadable.iter().enumerate() {
+        drive += &format!(",file.inject-error.{number}.event=none,file.inject-error.{number}.sector={sector}");
+    }
+    drive
 }
 
 fn attach(line: &mut Line, index: usize, disk: &Disk) {
@@ -172,6 +185,18 @@ mod tests {
         check(
             VmSpec::new("x").boot(BootMedium::Pxe { folder: "/pxe".into(), script: "boot.ipxe".into() }),
             &["tftp=/pxe,bootfile=boot.ipxe", "mac=52:54:00:12:34:56,bootindex=0"],
+        );
+    }
+
+    #[test]
+    fn a_medium_may_be_scratched() {
+        check(
+            VmSpec::new("x").boot(BootMedium::Cd("/m.iso".into())).unreadable(1024).unreadable(5000),
+            &[
+                "readonly=on,file.driver=blkdebug,file.image.driver=file,file.image.filename=/m.iso",
+                ",file.inject-error.0.event=none,file.inject-error.0.sector=2,",
+                ",file.inject-error.1.event=none,file.inject-error.1.sector=9 ",
+            ],
         );
     }
 

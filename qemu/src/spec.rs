@@ -131,6 +131,7 @@ pub struct VmSpec {
     pub(crate) name: String,
     pub(crate) firmware: Firmware,
     pub(crate) medium: BootMedium,
+    pub(crate) unreadable: Vec<u64>,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
     pub(crate) disks: Vec<Disk>,
@@ -153,6 +154,7 @@ impl VmSpec {
             name: name.into(),
             firmware: Firmware::Bios,
             medium: BootMedium::Disks,
+            unreadable: Vec::new(),
             memory_mib: 1024,
             cpus: 2,
             disks: Vec::new(),
@@ -179,6 +181,13 @@ impl VmSpec {
     #[must_use]
     pub fn boot(mut self, medium: BootMedium) -> Self {
         self.medium = medium;
+        self
+    }
+
+    /// Makes every read of the sector (512 bytes) at `offset` of the CD or USB stick fail, as a scratch does.
+    #[must_use]
+    pub fn unreadable(mut self, offset: u64) -> Self {
+        self.unreadable.push(offset / 512);
         self
     }
 
