@@ -15,13 +15,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use orrery_qemu::{BootMedium, Vm};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) use central::Central;
 pub(crate) use node::{MediumKind, Node, NodeOptions};
 pub(crate) use timeline::Timeline;
 
-use crate::{command, image::Images, ui};
+use crate::{command, hash, image::Images, ui};
 
 /// Host name by which a guest of QEMU's user network reaches the host's loopback.
 const HOST_FROM_GUEST: &str = "10.0.2.2";
@@ -58,6 +58,8 @@ pub(crate) struct ScriptOptions<'a> {
     pub(crate) expires: &'a str,
     /// The key file that signs it.
     pub(crate) key: PathBuf,
+    /// The signed manifest of the release it is about.
+    pub(crate) release: PathBuf,
 }
 
 impl Lab {
@@ -104,9 +106,38 @@ impl Lab {
         self.folder.join("release/manifest.signed")
     }
 
+    /// Publishes a release like the usual one that also names the reference image `name`: `bytes` zeros, which no disk has to
+    /// hold here. Returns its signed manifest.
+    ///
+    /// # Errors
+    /// Any of the steps.
+    pub(crate) fn publish_release_with(&self, name: &str, bytes: u64) -> Result<PathBuf> {
+        let folder = self.folder.join(format!("release-with-{name}"));
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let sparse = folder.join(name);
+        orrery_qemu::create_disk(&sparse, bytes).with_context(|| format!("making {}", sparse.display()))?;
+        let sha256 = hash::file(&sparse)?;
+        // In central's folder by its name, it need not be uploaded.
+        let kept = self.central.data().join("artifacts").join(&sha256);
+        fs::rename(&sparse, &kept).with_context(|| format!("moving an artifact to {}", kept.display()))?;
+
+        let usual = self.folder.join("release/manifest.json");
+        let text = fs::read(&usual).with_context(|| format!("reading {}", usual.display()))?;
+        let mut manifest: Value = serde_json::from_slice(&text).context("reading the release manifest")?;
+        let artifacts = manifest["artifacts"].as_array_mut().context("a manifest without artifacts")?;
+        artifacts.insert(0, json!({ "role": "image", "name": name, "ref": { "sha256": sha256, "size": bytes } }));
+        manifest["release"] = json!(format!("with-{name}"));
+        let unsigned = folder.join("manifest.json");
+        fs::write(&unsigned, manifest.to_string()).with_context(|| format!("writing {}", unsigned.display()))?;
+        self.orrery(["release", "sign", "--key"], [self.release_key(), unsigned])?;
+        let signed = folder.join("manifest.signed");
+        self.orrery(["release", "publish"], [&signed])?;
+        Ok(signed)
+    }
+
     /// What a script says unless something else is asked for.
     pub(crate) fn usual_script(&self) -> ScriptOptions<'static> {
-        ScriptOptions { node: "*", serial: 1, expires: "30d", key: self.release_key() }
+        ScriptOptions { node: "*", serial: 1, expires: "30d", key: self.release_key(), release: self.release() }
     }
 
     /// Writes and signs a script; the signed file's path.
@@ -121,7 +152,7 @@ impl Lab {
         arguments.extend(["--expires", options.expires]);
         let (option, path) = match kind {
             "safe" => ("--ssh-key", self.user_key().with_extension("pub")),
-            _ => ("--release", self.release()),
+            _ => ("--release", options.release.clone()),
         };
         arguments.push(option);
         self.orrery(arguments, [path.as_path(), Path::new("--out"), &unsigned])?;

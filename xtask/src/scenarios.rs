@@ -8,6 +8,8 @@ mod input;
 mod install;
 mod limits;
 mod machinery;
+mod outage;
+mod reproducible;
 mod trust;
 
 use std::{
@@ -43,38 +45,88 @@ const EARLY: Duration = Duration::from_secs(120);
 /// Until the reference image is imported and a sliver made of it.
 const SLIVER: Duration = Duration::from_secs(600);
 
+/// When a scenario runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    /// At every change: together these see each capability once.
+    Fast,
+    /// With `--all`: further media, further faults, and what takes long.
+    Full,
+}
+
 /// A named scenario.
 pub(crate) struct Scenario {
     /// Its name, as filters match it.
     name: &'static str,
+    /// When it runs.
+    tier: Tier,
     /// Runs it.
     run: fn(&Bench<'_>) -> Result<()>,
 }
 
+impl Scenario {
+    const fn fast(name: &'static str, run: fn(&Bench<'_>) -> Result<()>) -> Self {
+        Self { name, tier: Tier::Fast, run }
+    }
+
+    const fn full(name: &'static str, run: fn(&Bench<'_>) -> Result<()>) -> Self {
+        Self { name, tier: Tier::Full, run }
+    }
+}
+
+/// Which scenarios are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice<'a> {
+    /// Those of every change.
+    Fast,
+    /// All.
+    All,
+    /// Those whose name contains this, whenever they run otherwise.
+    Named(&'a str),
+}
+
+impl Choice<'_> {
+    fn takes(self, scenario: &Scenario) -> bool {
+        match self {
+            Self::Fast => scenario.tier == Tier::Fast,
+            Self::All => true,
+            Self::Named(part) => scenario.name.contains(part),
+        }
+    }
+}
+
+/// The longest first, so that none is left alone at the end.
 const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "sliver-limits", run: limits::limits },
-    Scenario { name: "sliver-machinery", run: machinery::machinery },
-    Scenario { name: "install-uefi-cd", run: install::uefi_cd },
-    Scenario { name: "install-bios-cd", run: install::bios_cd },
-    Scenario { name: "install-pxe", run: install::pxe },
-    Scenario { name: "install-bios-usb", run: install::bios_usb },
-    Scenario { name: "damaged-downloads", run: damage::damaged_downloads },
-    Scenario { name: "damaged-disk", run: damage::damaged_disk },
-    Scenario { name: "power-lost", run: damage::power_lost },
-    Scenario { name: "refused-scripts", run: trust::refused_scripts },
-    Scenario { name: "stale-script", run: trust::stale_script },
-    Scenario { name: "wrong-authority", run: trust::wrong_authority },
-    Scenario { name: "central-away", run: trust::central_away },
-    Scenario { name: "safe-mode", run: trust::safe_mode },
-    Scenario { name: "wrong-clock", run: clock::clock },
-    Scenario { name: "bad-configuration", run: input::bad_configuration },
-    Scenario { name: "bad-network", run: input::bad_network },
-    Scenario { name: "bad-disk", run: input::bad_disk },
-    Scenario { name: "static-address", run: input::static_address },
+    Scenario::full("reproducible-images", reproducible::images),
+    Scenario::fast("sliver-limits", limits::limits),
+    Scenario::full("sliver-machinery", machinery::machinery),
+    Scenario::fast("install-uefi-cd", install::uefi_cd),
+    Scenario::full("install-bios-cd", install::bios_cd),
+    Scenario::fast("install-bios-pxe", install::bios_pxe),
+    Scenario::full("install-uefi-pxe", install::uefi_pxe),
+    Scenario::fast("install-bios-usb", install::bios_usb),
+    Scenario::full("damaged-downloads", damage::damaged_downloads),
+    Scenario::fast("damaged-disk", damage::damaged_disk),
+    Scenario::fast("power-lost", damage::power_lost),
+    Scenario::fast("refused-scripts", trust::refused_scripts),
+    Scenario::full("stale-script", trust::stale_script),
+    Scenario::fast("wrong-authority", trust::wrong_authority),
+    Scenario::full("central-away", trust::central_away),
+    Scenario::full("central-killed", outage::server_killed),
+    Scenario::fast("central-error", outage::server_error),
+    Scenario::fast("safe-mode", trust::safe_mode),
+    Scenario::full("wrong-clock", clock::clock),
+    Scenario::fast("bad-configuration", input::bad_configuration),
+    Scenario::full("bad-medium", input::bad_medium),
+    Scenario::full("bad-network", input::bad_network),
+    Scenario::full("bad-disk", input::bad_disk),
+    Scenario::full("full-disk", input::full_disk),
+    Scenario::full("static-address", input::static_address),
 ];
 
 /// What a scenario works with.
 pub(crate) struct Bench<'a> {
+    workspace: &'a Workspace,
     images: &'a Images,
     folder: PathBuf,
 }
@@ -95,12 +147,12 @@ fn installed(lab: &Lab, id: &str, options: NodeOptions) -> Result<(Node, Vm)> {
     Ok((node, vm))
 }
 
-/// Runs all scenarios whose name contains `filter`.
+/// Runs the scenarios of `choice`.
 ///
 /// # Errors
 /// When one fails, or none has such a name.
-pub(crate) fn run(workspace: &Workspace, images: &Images, filter: Option<&str>) -> Result<()> {
-    let chosen: Vec<_> = SCENARIOS.iter().filter(|s| filter.is_none_or(|filter| s.name.contains(filter))).collect();
+pub(crate) fn run(workspace: &Workspace, images: &Images, choice: Choice<'_>) -> Result<()> {
+    let chosen: Vec<_> = SCENARIOS.iter().filter(|scenario| choice.takes(scenario)).collect();
     if chosen.is_empty() {
         let names: Vec<_> = SCENARIOS.iter().map(|s| s.name).collect();
         bail!("no scenario has such a name; there are: {}", names.join(", "));
@@ -130,10 +182,32 @@ pub(crate) fn run(workspace: &Workspace, images: &Images, filter: Option<&str>) 
 fn run_one(workspace: &Workspace, images: &Images, scenario: &Scenario) -> Result<()> {
     let started = Instant::now();
     ui::say(scenario.name, "started");
-    let bench = Bench { images, folder: workspace.output().join("scenarios").join(scenario.name) };
+    let bench = Bench { workspace, images, folder: workspace.output().join("scenarios").join(scenario.name) };
     (scenario.run)(&bench)?;
     // Disks are large; what passed needs no evidence.
     let _ = std::fs::remove_dir_all(&bench.folder);
     ui::say(scenario.name, &format!("ok ({})", ui::seconds(started.elapsed())));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(choice: Choice<'_>, takes: &[&str], leaves: &[&str]) {
+        let chosen: Vec<_> = SCENARIOS.iter().filter(|scenario| choice.takes(scenario)).map(|s| s.name).collect();
+        assert!(takes.iter().all(|name| chosen.contains(name)), "{choice:?}: {chosen:?}");
+        assert!(!leaves.iter().any(|name| chosen.contains(name)), "{choice:?}: {chosen:?}");
+    }
+
+    #[test]
+    fn tiers_and_names_choose() {
+        check(Choice::Fast, &["sliver-limits", "damaged-disk"], &["reproducible-images", "bad-disk"]);
+        check(Choice::All, &["sliver-limits", "reproducible-images"], &[]);
+        check(Choice::Named("disk"), &["damaged-disk", "bad-disk", "full-disk"], &["sliver-limits"]);
+        let mut names: Vec<_> = SCENARIOS.iter().map(|s| s.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SCENARIOS.len(), "two scenarios of the same name share a folder");
+    }
 }

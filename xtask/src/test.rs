@@ -5,16 +5,24 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::{command, image, scenarios, setup, tidy, ui, workspace::Workspace};
+use crate::{
+    command, image,
+    scenarios::{self, Choice},
+    setup, tidy, ui,
+    workspace::Workspace,
+};
 
 /// Options of `cargo xtask test`.
 #[derive(Args)]
 pub(crate) struct Test {
-    /// Run only the VM scenarios whose name contains FILTER, and nothing else
+    /// Run only the VM scenarios whose name contains FILTER, fast or not, and nothing else
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
-    /// Leave the VM scenarios out
+    /// Run every VM scenario, not only the fast ones, and build all images twice to see that they are the same
     #[arg(long, conflicts_with = "filter")]
+    all: bool,
+    /// Leave the VM scenarios out
+    #[arg(long, conflicts_with_all = ["filter", "all"])]
     no_vm: bool,
 }
 
@@ -34,7 +42,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Test) -> Result<()> {
         return Ok(());
     }
     let images = image::run(workspace)?;
-    scenarios::run(workspace, &images, options.filter.as_deref())
+    let choice = match &options.filter {
+        Some(filter) => Choice::Named(filter),
+        None if options.all => Choice::All,
+        None => Choice::Fast,
+    };
+    scenarios::run(workspace, &images, choice)
 }
 
 fn cargo(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result<()> {

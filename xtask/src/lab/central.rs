@@ -80,13 +80,33 @@ impl Central {
         server.wait().context("waiting for central").map(drop)
     }
 
+    /// Ends the server as a power cut does, with whatever it is sending half sent.
+    ///
+    /// # Errors
+    /// It cannot be killed or waited for.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        let Some(mut server) = self.server.take() else { return Ok(()) };
+        server.kill().context("killing central")?;
+        server.wait().context("waiting for central").map(drop)
+    }
+
+    /// Runs a statement on the database of the running server, behind its back.
+    ///
+    /// # Errors
+    /// The statement failed.
+    pub(crate) fn sql(&self, statement: &str) -> Result<()> {
+        let mut sqlite = Command::new("sqlite3");
+        // The server may be writing.
+        sqlite.args(["-cmd", ".timeout 5000"]).arg(self.data.join("central.db")).arg(statement);
+        command::output(&mut sqlite).map(drop)
+    }
+
     /// Does what whoever owns the boot server could: serves the signed `script` in place of every published one.
     ///
     /// # Errors
     /// The database cannot be changed.
     pub(crate) fn serve_instead(&self, script: &Path) -> Result<()> {
-        let statement = format!("UPDATE scripts SET envelope = readfile('{}')", script.display());
-        command::output(Command::new("sqlite3").arg(self.data.join("central.db")).arg(statement)).map(drop)
+        self.sql(&format!("UPDATE scripts SET envelope = readfile('{}')", script.display()))
     }
 
     /// The data folder.

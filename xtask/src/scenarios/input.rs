@@ -2,12 +2,14 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use orrery_protocol::find_area;
 use orrery_qemu::{Disk, DiskBus, Network, Vm};
 
 use super::{Bench, EARLY, INSTALLED};
-use crate::lab::{Node, NodeOptions};
+use crate::lab::{Node, NodeOptions, ScriptOptions};
 
 /// A blank config area, and one that was damaged.
 pub(super) fn bad_configuration(bench: &Bench<'_>) -> Result<()> {
@@ -23,6 +25,19 @@ pub(super) fn bad_configuration(bench: &Bench<'_>) -> Result<()> {
     fs::write(&node.medium, &stamped).context("writing the medium")?;
     orrery_qemu::flip_byte(&node.medium, differs as u64).context("damaging the medium")?;
     expect(&node, &["stage configure FAILED", "damaged"])
+}
+
+/// A CD with a scratch where the configuration is: it boots, says what it cannot read, and goes on to safe mode's console.
+pub(super) fn bad_medium(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions::default())?;
+    let area = find_area(&fs::read(&node.medium).context("reading the medium")?).context("a medium without an area")?;
+    let mut vm = node.spec.clone().unreadable(area as u64).start()?;
+    vm.expect(["stage configure FAILED", "media", "ORRERY.CFG"], EARLY)?;
+    vm.expect("safe mode", EARLY)?;
+    // The console is somebody's, and the machine still tries.
+    vm.expect(["stage configure FAILED", "media", "ORRERY.CFG"], EARLY)?;
+    Ok(())
 }
 
 /// No link, no DHCP answer, a name without an address, nobody listening.
@@ -84,13 +99,31 @@ pub(super) fn bad_disk(bench: &Bench<'_>) -> Result<()> {
     drop(vm);
     let mut after = vec![0; foreign.len()];
     std::io::Read::read_exact(&mut fs::File::open(&full.disk)?, &mut after).context("reading the disk")?;
-    anyhow::ensure!(after == foreign, "the disk with somebody's data was written to");
+    ensure!(after == foreign, "the disk with somebody's data was written to");
 
     let wiped = lab.add_node("n3", NodeOptions { arguments: vec!["--wipe".into()], ..NodeOptions::default() })?;
     foreign_disk(&wiped)?;
     let mut vm = wiped.spec.start()?;
     vm.expect("stage install ok", INSTALLED)?;
     Ok(())
+}
+
+/// A release that the disk cannot hold: refused and reported before the disk is touched; the next one is installed.
+pub(super) fn full_disk(bench: &Bench<'_>) -> Result<()> {
+    const DISK: u64 = 3 << 30;
+    let lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions { disk_bytes: DISK, ..NodeOptions::default() })?;
+    let release = lab.publish_release_with("huge", DISK)?;
+    lab.publish_script("install", &ScriptOptions { serial: 2, release, ..lab.usual_script() })?;
+    let mut vm = node.spec.start()?;
+    vm.expect(["stage install FAILED", "disk-full"], INSTALLED)?;
+    node.wait_failure(&lab, "disk-full", EARLY)?;
+    let written = fs::metadata(&node.disk).context("looking at the disk")?.blocks();
+    ensure!(written == 0, "{written} sectors of the empty disk were written");
+
+    lab.publish_script("install", &ScriptOptions { serial: 3, ..lab.usual_script() })?;
+    vm.expect("stage install ok", INSTALLED)?;
+    node.expect_ready(&mut vm, INSTALLED).map(drop)
 }
 
 /// A node without DHCP: its address stands in its configuration.

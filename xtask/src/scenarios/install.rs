@@ -21,8 +21,12 @@ pub(super) fn bios_usb(bench: &Bench<'_>) -> Result<()> {
     twice(bench, Firmware::Bios, MediumKind::Usb)
 }
 
-pub(super) fn pxe(bench: &Bench<'_>) -> Result<()> {
+pub(super) fn bios_pxe(bench: &Bench<'_>) -> Result<()> {
     twice(bench, Firmware::Bios, MediumKind::Pxe)
+}
+
+pub(super) fn uefi_pxe(bench: &Bench<'_>) -> Result<()> {
+    twice(bench, Firmware::Uefi, MediumKind::Pxe)
 }
 
 /// Installs, then cuts the power: the second boot must not install again.
