@@ -109,6 +109,13 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
             VERIFY_BEFORE_SAFE.. => safe(Stage::Contact, RECONTACT_REFUSED),
             _ => retry(Stage::Contact),
         },
+        // An upgrade that failed leaves the installed system as it was: after a few attempts that one boots, at once where
+        // another attempt would fail alike.
+        Stage::Upgrade if class == FailureClass::Unhealthy || needs_operator(class) => Recovery::Proceed,
+        Stage::Upgrade if attempts < EXECUTE_BEFORE_SAFE => retry(Stage::Contact),
+        Stage::Upgrade => Recovery::Proceed,
+        // The node OS was started often and never became healthy. The stage lets it be started again after some of these.
+        Stage::Load if class == FailureClass::Unhealthy => safe(Stage::Contact, LONGEST),
         Stage::Load if class == FailureClass::Kexec => Recovery::FirmwareReboot { after: READING_TIME },
         Stage::Load if !context.repaired && repairable(class) => Recovery::Repair,
         Stage::Install | Stage::Load | Stage::Repair if needs_operator(class) => safe(Stage::Contact, RECONTACT),
@@ -116,7 +123,9 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
         Stage::Install | Stage::Load | Stage::Repair => safe(Stage::Contact, LONGEST),
         // The node OS can do nothing without its disk, and the medium can: it repairs, reinstalls or opens safe mode.
         Stage::Storage => Recovery::FirmwareReboot { after: READING_TIME },
-        Stage::Safe | Stage::Reporter | Stage::NodeManager | Stage::SshGate => retry(stage),
+        // A release on trial that did not become healthy: the medium knows what else there is.
+        Stage::Health if class == FailureClass::Unhealthy => Recovery::FirmwareReboot { after: READING_TIME },
+        Stage::Safe | Stage::Reporter | Stage::NodeManager | Stage::SshGate | Stage::Health => retry(stage),
     }
 }
 
@@ -175,7 +184,9 @@ pub const fn deadline(stage: Stage) -> Duration {
         Stage::Load | Stage::NodeManager => 300,
         // An hour of e2fsck, or a release over a line of a few kilobytes a second.
         Stage::Storage => 3600,
-        Stage::Install | Stage::Repair => 6 * 3600,
+        // The longest patience a release may ask for, and a while for telling that it is over.
+        Stage::Health => 3600 + 100,
+        Stage::Install | Stage::Upgrade | Stage::Repair => 6 * 3600,
     })
 }
 
@@ -235,6 +246,13 @@ mod tests {
         check(Stage::Load, F::Kexec, at(1), Recovery::FirmwareReboot { after: Duration::from_secs(30) });
         check(Stage::Repair, F::Http, at(1), retry(Stage::Contact, 1));
         check(Stage::Repair, F::NotInstalled, at(1), safe(Stage::Contact, 60));
+        check(Stage::Upgrade, F::ShortRead, at(1), retry(Stage::Contact, 1));
+        check(Stage::Upgrade, F::ShortRead, at(3), Recovery::Proceed);
+        check(Stage::Upgrade, F::Unhealthy, at(1), Recovery::Proceed);
+        check(Stage::Upgrade, F::DiskFull, at(1), Recovery::Proceed);
+        check(Stage::Load, F::Unhealthy, at(1), safe(Stage::Contact, 60));
+        check(Stage::Health, F::Deadline, at(1), retry(Stage::Health, 1));
+        check(Stage::Health, F::Unhealthy, at(1), Recovery::FirmwareReboot { after: Duration::from_secs(30) });
         check(Stage::Storage, F::Io, at(1), Recovery::FirmwareReboot { after: Duration::from_secs(30) });
     }
 
@@ -251,7 +269,7 @@ mod tests {
         ) {
             let context = Context { role, attempts, clock_set, repaired, jitter };
             match recover(stage, class, context) {
-                Recovery::Proceed => prop_assert_eq!(stage, Stage::Time),
+                Recovery::Proceed => prop_assert!(matches!(stage, Stage::Time | Stage::Upgrade)),
                 Recovery::Repair => prop_assert!(stage == Stage::Load && !repaired),
                 Recovery::Retry(again) | Recovery::SafeMode(again) => {
                     prop_assert!(again.after >= SHORTEST);

@@ -24,6 +24,7 @@ struct Simulator {
     events: Vec<Transition>,
     safe: bool,
     safe_network: bool,
+    attended: bool,
     loaded: bool,
     /// Runs of stages since the last wait; a tight loop shows here.
     since_sleep: usize,
@@ -47,6 +48,7 @@ impl Simulator {
             events: Vec::new(),
             safe: false,
             safe_network: false,
+            attended: false,
             loaded: false,
             since_sleep: 0,
             worst: 0,
@@ -108,6 +110,10 @@ impl Machine for Simulator {
 
     fn event(&mut self, transition: Transition) {
         self.events.push(transition);
+    }
+
+    fn attend(&mut self) {
+        self.attended = true;
     }
 
     fn open_safe_mode(&mut self, _reason: &str, network: bool) {
@@ -212,9 +218,12 @@ fn what_only_an_operator_can_decide_opens_safe_mode_at_once() {
 fn the_node_comes_up() {
     let mut machine = Simulator::new(Role::Node, [(Stage::Network, fail(FailureClass::NoDhcp))]);
     assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::Ready);
-    use Stage::{Network, NodeManager, SshGate, Storage, Time};
-    assert_eq!(machine.ran, [Storage, Network, Network, Time, NodeManager, SshGate]);
-    assert!(machine.lines.last().unwrap().ends_with("s ready"));
+    use Stage::{Health, Network, NodeManager, SshGate, Storage, Time};
+    assert_eq!(machine.ran, [Storage, Network, Network, Time, NodeManager, SshGate, Health]);
+    assert!(machine.lines.iter().any(|line| line.ends_with("s ready")));
+
+    let mut machine = Simulator::new(Role::Node, [(Health, fail(FailureClass::Unhealthy))]);
+    assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::FirmwareReboot);
 
     let mut machine = Simulator::new(Role::Node, [(Stage::Storage, fail(FailureClass::Io))]);
     assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::FirmwareReboot);

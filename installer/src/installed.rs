@@ -82,6 +82,13 @@ pub struct FailedUpgrade {
 }
 
 impl InstalledState {
+    /// What went wrong with what was installed before says nothing about what is installed now.
+    pub fn forget_troubles(&mut self) {
+        self.failed_trial = None;
+        self.unconfirmed = 0;
+        self.kexec_failures = 0;
+    }
+
     /// Remembers that a script was obeyed.
     pub fn accept(&mut self, kind: ScriptKind, serial: u64) {
         match self.accepted.iter_mut().find(|(k, _)| *k == kind) {

@@ -47,6 +47,9 @@ pub const PATIENCE_PARAMETER: &str = "orrery.patience";
 /// a good release loses nothing by being given up in error: it is one command to try it again.
 pub const HEALTH_PATIENCE_S: u64 = 300;
 
+/// What PID 1 says, to the reserved ring too, when it ends a trial: the load stage of the next boot looks for it.
+pub const TRIAL_OVER: &str = "giving the trial up";
+
 /// Reads the value of [`PATIENCE_PARAMETER`], within half a minute and an hour: a patience that nothing can meet, or
 /// that never ends, is a slip of the pen.
 pub fn patience_s(value: Option<&str>) -> u64 {
