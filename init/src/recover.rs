@@ -70,6 +70,9 @@ const NETWORK_BEFORE_SAFE: u32 = 4;
 const CONTACT_BEFORE_SAFE: u32 = 8;
 /// Every so many unreachable servers, the interface is chosen anew: a cable may have moved.
 const CONTACT_PER_NETWORK: u32 = 10;
+/// Every so many servers that a wrong clock would make look like strangers, the time servers are asked anew: none may have
+/// answered before, or a wrong one.
+const CONTACT_PER_CLOCK: u32 = 4;
 /// Refused scripts before safe mode.
 const VERIFY_BEFORE_SAFE: u32 = 3;
 /// Failed installs, loads and repairs before safe mode.
@@ -106,6 +109,7 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
         Stage::Verify => match attempts {
             1 => Recovery::Retry(Again { from: Stage::Contact, after: spread(Duration::from_secs(12), jitter) }),
             2 => Recovery::Retry(Again { from: Stage::Contact, after: spread(LONGEST, jitter) }),
+            VERIFY_BEFORE_SAFE.. if needs_clock(class) => safe(Stage::Time, RECONTACT_REFUSED),
             VERIFY_BEFORE_SAFE.. => safe(Stage::Contact, RECONTACT_REFUSED),
             _ => retry(Stage::Contact),
         },
@@ -133,8 +137,13 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
 fn contact(class: FailureClass, context: Context) -> Recovery {
     let Context { attempts, jitter, .. } = context;
     let unreachable = matches!(class, FailureClass::Dns | FailureClass::Refused | FailureClass::Deadline);
-    let from =
-        if unreachable && attempts.is_multiple_of(CONTACT_PER_NETWORK) { Stage::Network } else { Stage::Contact };
+    let from = if unreachable && attempts.is_multiple_of(CONTACT_PER_NETWORK) {
+        Stage::Network
+    } else if attempts.is_multiple_of(CONTACT_PER_CLOCK) && needs_clock(class) {
+        Stage::Time
+    } else {
+        Stage::Contact
+    };
     // A central that is restarted shall be found again before, at the third attempt, the last good script stands in.
     let again = Again { from, after: backoff(attempts.saturating_add(if unreachable { 2 } else { 0 }), jitter) };
     if attempts < CONTACT_BEFORE_SAFE { Recovery::Retry(again) } else { Recovery::SafeMode(again) }
@@ -234,6 +243,11 @@ mod tests {
         check(Stage::Contact, F::UnknownNode, at(10), safe(Stage::Contact, 60));
         check(Stage::Contact, F::Tls, Context { clock_set: false, ..at(1) }, retry(Stage::Time, 1));
         check(Stage::Verify, F::Expired, Context { clock_set: false, ..at(1) }, retry(Stage::Time, 1));
+        check(Stage::Contact, F::Tls, Context { clock_set: false, ..at(3) }, retry(Stage::Contact, 4));
+        check(Stage::Contact, F::Tls, Context { clock_set: false, ..at(8) }, safe(Stage::Time, 60));
+        check(Stage::Contact, F::Tls, at(8), safe(Stage::Time, 60));
+        check(Stage::Contact, F::Tls, at(9), safe(Stage::Contact, 60));
+        check(Stage::Verify, F::Expired, Context { clock_set: false, ..at(4) }, safe(Stage::Time, 300));
         check(Stage::Verify, F::Signature, at(1), retry(Stage::Contact, 12));
         check(Stage::Verify, F::Stale, at(2), retry(Stage::Contact, 60));
         check(Stage::Verify, F::WrongNode, at(3), safe(Stage::Contact, 300));

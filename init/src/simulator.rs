@@ -166,6 +166,11 @@ fn the_straight_paths() {
         &[(Verify, StageResult::ok("install serial 7"))],
         &[Configure, Network, Time, Contact, Verify, Install, Load],
     );
+    let machine = check(
+        &[(Verify, StageResult::ok("upgrade serial 7"))],
+        &[Configure, Network, Time, Contact, Verify, Stage::Upgrade, Load],
+    );
+    assert!(machine.attended && !machine.safe);
 }
 
 #[test]
@@ -191,6 +196,23 @@ fn faults_on_the_way() {
     );
     // A verify stage that does not say what for is a failure, not a boot.
     check(&[(Verify, StageResult::ok("sing"))], &[Configure, Network, Time, Contact, Verify, Contact, Verify, Load]);
+}
+
+#[test]
+fn a_failed_upgrade_does_not_stop_the_boot() {
+    use Stage::{Configure, Contact, Load, Network, Time, Upgrade, Verify};
+    let upgrade = || (Verify, StageResult::ok("upgrade serial 7"));
+    // What was tried before is not tried again, and needs no further attempt.
+    let machine = check(
+        &[upgrade(), (Upgrade, fail(FailureClass::Unhealthy))],
+        &[Configure, Network, Time, Contact, Verify, Upgrade, Load],
+    );
+    assert!(!machine.safe);
+    let broken = || (Upgrade, fail(FailureClass::ShortRead));
+    check(
+        &[upgrade(), broken(), upgrade(), broken(), upgrade(), broken()],
+        &[Configure, Network, Time, Contact, Verify, Upgrade, Contact, Verify, Upgrade, Contact, Verify, Upgrade, Load],
+    );
 }
 
 #[test]
@@ -233,7 +255,7 @@ fn any_result() -> impl Strategy<Value = StageResult> {
     prop_oneof![
         2 => prop::sample::select(FailureClass::ALL).prop_map(fail),
         1 => Just(StageResult::ok("")),
-        1 => prop::sample::select(vec!["install", "boot", "safe"]).prop_map(StageResult::ok),
+        1 => prop::sample::select(vec!["install", "upgrade", "boot", "safe"]).prop_map(StageResult::ok),
     ]
 }
 
