@@ -9,6 +9,7 @@ mod install;
 mod limits;
 mod machinery;
 mod trust;
+mod upgrade;
 
 use std::{
     path::PathBuf,
@@ -66,6 +67,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "wrong-authority", run: trust::wrong_authority },
     Scenario { name: "central-away", run: trust::central_away },
     Scenario { name: "safe-mode", run: trust::safe_mode },
+    Scenario { name: "upgrade-good", run: upgrade::good_upgrade },
+    Scenario { name: "upgrade-panics", run: upgrade::panicking_upgrade },
+    Scenario { name: "upgrade-unhealthy", run: upgrade::unhealthy_upgrade },
+    Scenario { name: "hung-machine", run: upgrade::hung_machine },
     Scenario { name: "wrong-clock", run: clock::clock },
     Scenario { name: "bad-configuration", run: input::bad_configuration },
     Scenario { name: "bad-network", run: input::bad_network },
