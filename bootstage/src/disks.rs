@@ -122,7 +122,7 @@ pub(crate) fn last_script(config: &NodeConfig) -> Option<Vec<u8>> {
 }
 
 /// Makes the installed disk, if there is one, remember that a script was obeyed, and `keep` as the last script; with
-/// `None`, it keeps none. It is written to only if that is news.
+/// `None`, it keeps none, unless the script is an upgrade: that one means the node to boot, as the kept one does. It is written to only if that is news.
 pub(crate) fn remember(
     config: &NodeConfig,
     kind: ScriptKind,
@@ -137,6 +137,7 @@ pub(crate) fn remember(
     let mut after = before.clone();
     after.accept(kind, serial);
     let kept = fs::read(boot.path().join(LAST_SCRIPT)).ok();
+    let keep = if kind == ScriptKind::Upgrade { kept.as_deref() } else { keep };
     drop(boot);
     if after == before && kept.as_deref() == keep {
         return Ok(());

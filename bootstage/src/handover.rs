@@ -25,6 +25,9 @@ pub struct Handover {
     /// Why the last good script decided this boot instead of central, if it did.
     #[serde(default)]
     pub offline: Option<String>,
+    /// Whether the release is on trial: it becomes the active one when it says that it is healthy.
+    #[serde(default)]
+    pub trial: bool,
 }
 
 impl Handover {

@@ -20,6 +20,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let release = script.release_for(ScriptKind::Install)?;
     // The memory of scripts outlives the file system that it stands on.
     let mut state = disks::remembered(config);
+    state.forget_troubles();
     state.accept(ScriptKind::Install, script.serial());
     let trust = config.trust_root();
     let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };

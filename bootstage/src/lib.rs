@@ -18,9 +18,11 @@ pub mod handover;
 pub mod install;
 pub mod load;
 pub mod network;
+mod release;
 pub mod repair;
 pub mod reporter;
 pub mod safe;
+pub mod upgrade;
 pub mod verify;
 
 pub use central::client;

@@ -1,95 +1,171 @@
-//! Verifying the installed node OS and giving it to the kernel. What is executed is a sealed copy in memory that was hashed on
-//! its way there: the disk may change afterwards as it likes.
+//! Choosing which installed node OS is booted, and giving it to the kernel. What is about to happen is remembered on the disk
+//! before it does: whatever becomes of it then counts.
 
-use std::{
-    ffi::CString,
-    fs::{self, File},
-    io::{self, Write},
-    os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
+use std::fs;
+
+use orrery_init_api::{ATTEMPT_ENV, EVENTS_PATH, FailureClass, Stage, TRIAL_OVER};
+use orrery_installer::{
+    Due, InstalledState, Mounted, TRIAL_BOOTS, Trial, due, give_up_trial, installed_slot, read_state, read_trial,
+    remove_trial, spend_boot, write_state,
 };
-
-use orrery_init_api::{BOOT_ID_PARAMETER, FailureClass, Stage};
-use orrery_installer::{Slot, VerifyError, copy_verified, installed_slot, slot_file};
-use orrery_protocol::{ArtifactRef, Digest, ManifestError, NodeConfig, ReleaseManifest, ScriptKind, TrustRoot};
-use orrery_sys::kexec;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use thiserror::Error;
+use orrery_protocol::{Event, NodeConfig, ScriptKind};
 
 use crate::{
     StageFailure, disks, events,
     handover::{self, Handover},
+    release::{LoadError, VerifiedManifest, VerifiedRelease},
     verify,
 };
 
-#[derive(Debug, Error)]
-enum LoadError {
-    #[error("the disk has no active slot: its installation was never completed; set the boot state to reinstall")]
-    NoSlot,
-    #[error(transparent)]
-    State(orrery_installer::StateError),
-    #[error("{path} is missing")]
-    Missing { path: PathBuf },
-    #[error("reading {path}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{path} is not what was signed")]
-    Manifest { path: PathBuf, source: ManifestError },
-    #[error("{path} is not what was signed")]
-    Tampered { path: PathBuf, source: VerifyError },
-    #[error("copying {path} into memory")]
-    Memory { path: PathBuf, source: io::Error },
-    #[error("preparing the handover")]
-    Handover(#[source] anyhow::Error),
-    #[error("the kernel refused release {release}; is kexec enabled, and the kernel built for this machine?")]
-    Kexec { release: String, source: io::Error },
-}
+/// Chain-boots in a row without a word of health that are nothing special: power cuts, a trial and its fallback.
+const ORDINARY: u32 = 5;
+/// The longest row of waits; each is about a minute.
+const MOST_WAITS: u32 = 10;
 
-impl From<LoadError> for StageFailure {
-    fn from(error: LoadError) -> Self {
-        let class = match &error {
-            LoadError::NoSlot => FailureClass::NotInstalled,
-            // A file that is gone or says nothing was tampered with as much as one that changed, and is repaired alike.
-            LoadError::State(_)
-            | LoadError::Missing { .. }
-            | LoadError::Manifest { .. }
-            | LoadError::Tampered { .. } => FailureClass::Tampered,
-            LoadError::Read { .. } => FailureClass::Io,
-            LoadError::Memory { .. } => FailureClass::Hardware,
-            LoadError::Handover(_) => FailureClass::Internal,
-            LoadError::Kexec { .. } => FailureClass::Kexec,
-        };
-        Self::new(class, error)
+/// Verifies and loads what is due; returns `<release> slot <a|b>`, and more words if it is on trial.
+///
+/// # Errors
+/// Nothing is installed, something of it is not what was signed, the kernel refused it, or it failed so often in a row that
+/// a wait is due first.
+pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
+    disks::wait_for_installed();
+    let mut disk = Disk::open(config)?;
+    disk.wait_if_due(attempt())?;
+    if let Some(text) = disk.load_trial(config)? {
+        return Ok(text);
+    }
+    let active = installed_slot(disk.boot.path()).map_err(LoadError::State)?.ok_or(LoadError::NoSlot)?;
+    let manifest = VerifiedManifest::open(disk.boot.path(), active, &config.trust_root())?;
+    note_other_release(config, &manifest);
+    let (release, boot_id) = read(config, manifest, false)?;
+    disk.count_start();
+    match release.load(&boot_id, false) {
+        Ok(text) => {
+            disk.change(|state| state.kexec_failures = 0);
+            Ok(text)
+        }
+        Err(error) => {
+            disk.change(|state| state.kexec_failures = state.kexec_failures.saturating_add(1));
+            Err(error.into())
+        }
     }
 }
 
-/// A manifest whose signatures were verified, with where it was found.
-struct VerifiedManifest {
-    manifest: ReleaseManifest,
-    envelope: ArtifactRef,
-    boot: PathBuf,
-    slot: Slot,
+/// PID 1's count of this stage's attempts in a row, from 1.
+fn attempt() -> u32 {
+    std::env::var(ATTEMPT_ENV).ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// An artifact in memory whose digest is the one that the manifest names, sealed against writing.
-struct VerifiedFile(File);
-
-/// Kernel and initramfs of one verified release. Nothing else can be given to the kernel.
-struct VerifiedRelease {
-    manifest: ReleaseManifest,
-    slot: Slot,
-    kernel: VerifiedFile,
-    initramfs: VerifiedFile,
+/// How many attempts of this stage are turned into waits, after `unconfirmed` chain-boots in a row whose node OS never said
+/// that it is healthy. A node OS that resets the machine at once would otherwise make a loop that nobody can get
+/// into; so the medium opens safe mode and asks central again meanwhile, for a minute more each time.
+fn waits(unconfirmed: u32) -> u32 {
+    unconfirmed.saturating_sub(ORDINARY).min(MOST_WAITS)
 }
 
-/// Verifies and loads the active slot; returns `<release> slot <a|b>`.
-///
-/// # Errors
-/// Nothing is installed, something of it is not what was signed, or the kernel refused it.
-pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
-    disks::wait_for_installed();
-    let boot = disks::mount_boot(config, true)?;
-    let manifest = VerifiedManifest::open(boot.path(), &config.trust_root())?;
-    note_other_release(config, &manifest);
+/// The boot partition, and what it remembers.
+struct Disk {
+    boot: Mounted,
+    state: InstalledState,
+    /// A disk that takes no writes any more still boots what is active.
+    writable: bool,
+}
+
+impl Disk {
+    fn open(config: &NodeConfig) -> Result<Self, StageFailure> {
+        let (boot, writable) = match disks::mount_boot(config, false) {
+            Err(disks::DiskError::Mount(error)) => {
+                let text = format!("the boot partition takes no writes: {error}");
+                events::tell(Stage::Load, Some(FailureClass::Io), text);
+                (disks::mount_boot(config, true)?, false)
+            }
+            other => (other?, true),
+        };
+        let state = read_state(boot.path()).unwrap_or_default();
+        Ok(Self { boot, state, writable })
+    }
+
+    fn wait_if_due(&self, attempt: u32) -> Result<(), LoadError> {
+        let waits = waits(self.state.unconfirmed);
+        if attempt > waits {
+            return Ok(());
+        }
+        Err(LoadError::Unconfirmed { times: self.state.unconfirmed, wait: attempt, waits })
+    }
+
+    /// Changes what is remembered. Being unable to is told and no more: it only makes later waits shorter.
+    fn change(&mut self, change: impl FnOnce(&mut InstalledState)) {
+        change(&mut self.state);
+        if self.writable
+            && let Err(error) = write_state(self.boot.path(), &self.state)
+        {
+            events::tell(Stage::Load, Some(FailureClass::Io), error.to_string());
+        }
+    }
+
+    fn count_start(&mut self) {
+        self.change(|state| state.unconfirmed = state.unconfirmed.saturating_add(1));
+    }
+
+    /// Loads the release on trial if one is due, or gives it up; `None` where the active slot is to be booted.
+    fn load_trial(&mut self, config: &NodeConfig) -> Result<Option<String>, StageFailure> {
+        if !self.writable {
+            // A boot that cannot be counted could be repeated for ever.
+            return Ok(None);
+        }
+        let trial = match read_trial(self.boot.path()) {
+            Ok(trial) => trial,
+            Err(error) => {
+                events::tell(Stage::Load, Some(FailureClass::Tampered), format!("ending a trial: {error}"));
+                remove_trial(self.boot.path()).map_err(LoadError::Remember)?;
+                None
+            }
+        };
+        let active = installed_slot(self.boot.path()).ok().flatten();
+        match due(active, trial) {
+            Due::Trial(trial) => match self.try_release(config, &trial) {
+                Ok(text) => return Ok(Some(text)),
+                Err(failure) => self.give_up(&trial, &failure.chain()),
+            },
+            Due::GiveUp(trial) => {
+                let reason = last_words().or_else(|| trial.reason.clone());
+                self.give_up(
+                    &trial,
+                    &reason.unwrap_or_else(|| format!("{TRIAL_BOOTS} boots without a healthy report")),
+                );
+            }
+            Due::Active(_) | Due::Nothing => {}
+        }
+        Ok(None)
+    }
+
+    fn try_release(&mut self, config: &NodeConfig, trial: &Trial) -> Result<String, StageFailure> {
+        let manifest = VerifiedManifest::open(self.boot.path(), trial.slot, &config.trust_root())?;
+        if manifest.envelope.sha256 != trial.manifest {
+            return Err(LoadError::OtherRelease { slot: trial.slot.as_str() }.into());
+        }
+        let (release, boot_id) = read(config, manifest, true)?;
+        let reason = if trial.boots_left < TRIAL_BOOTS { last_words() } else { None };
+        let trial = Trial { reason: reason.or_else(|| trial.reason.clone()), ..trial.clone() };
+        spend_boot(self.boot.path(), &trial).map_err(LoadError::Remember)?;
+        self.count_start();
+        let text = release.load(&boot_id, true)?;
+        Ok(format!("{text} on trial, {} more boots after this one", trial.boots_left - 1))
+    }
+
+    /// Ends a trial, and tells why. If that cannot be remembered, the trial stays armed, with its boots as they were counted.
+    fn give_up(&mut self, trial: &Trial, reason: &str) {
+        let text = format!("release {} in slot {} fell back: {reason}", trial.release, trial.slot.as_str());
+        events::tell(Stage::Load, Some(FailureClass::Unhealthy), text);
+        if let Err(error) = give_up_trial(self.boot.path(), trial, reason) {
+            events::tell(Stage::Load, Some(FailureClass::Io), error.to_string());
+        }
+        self.state = read_state(self.boot.path()).unwrap_or_default();
+    }
+}
+
+/// Reads a release into memory, verified, with what the node OS starts from; and this boot's id.
+fn read(config: &NodeConfig, manifest: VerifiedManifest, trial: bool) -> Result<(VerifiedRelease, String), LoadError> {
     let boot_id = crate::boot_id().map_err(LoadError::Handover)?;
     let handover = Handover {
         config: config.clone(),
@@ -98,15 +174,14 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
         slot: manifest.slot.as_str().into(),
         release: manifest.manifest.clone(),
         offline: None,
+        trial,
     };
     let handover = handover.to_cpio().map_err(LoadError::Handover)?;
-    let release = manifest.read(&handover)?;
-    drop(boot);
-    Ok(release.load(&boot_id)?)
+    Ok((manifest.read(&handover)?, boot_id))
 }
 
 /// The script names the release to repair from. That another one is installed is worth knowing, and no reason not to boot it:
-/// it is signed, and updates are not the medium's business.
+/// it is signed, and updates are not a boot script's business.
 fn note_other_release(config: &NodeConfig, installed: &VerifiedManifest) {
     let named = verify::open(config).ok().and_then(|s| s.release_for(ScriptKind::Boot).ok());
     if named.is_some_and(|named| named != installed.envelope) {
@@ -115,105 +190,68 @@ fn note_other_release(config: &NodeConfig, installed: &VerifiedManifest) {
     }
 }
 
-impl VerifiedManifest {
-    fn open(boot: &Path, trust: &TrustRoot) -> Result<Self, LoadError> {
-        let slot = installed_slot(boot).map_err(LoadError::State)?.ok_or(LoadError::NoSlot)?;
-        let path = slot_file(boot, slot, "manifest");
-        let envelope = fs::read(&path).map_err(|e| reading(&path, e))?;
-        let manifest =
-            ReleaseManifest::open(&envelope, trust).map_err(|source| LoadError::Manifest { path, source })?;
-        let envelope = ArtifactRef { sha256: Digest::of(&envelope), size: envelope.len() as u64 };
-        Ok(Self { manifest, envelope, boot: boot.into(), slot })
-    }
+/// Where the kernel keeps what an earlier one left in the reserved ring.
+const PSTORE: &str = "/sys/fs/pstore";
 
-    fn read(self, handover: &[u8]) -> Result<VerifiedRelease, LoadError> {
-        let file = |name| slot_file(&self.boot, self.slot, name);
-        let kernel = VerifiedFile::read(&file("kernel"), self.manifest.kernel().content, b"")?;
-        let initramfs = VerifiedFile::read(&file("nodeos"), self.manifest.node_os().content, handover)?;
-        Ok(VerifiedRelease { manifest: self.manifest, slot: self.slot, kernel, initramfs })
-    }
+/// The last words of the kernel or PID 1 before this one, if they left any: in the ring, or in the events made of it.
+fn last_words() -> Option<String> {
+    let records = fs::read_dir(PSTORE).into_iter().flatten().flatten();
+    let records = records.filter_map(|entry| fs::read(entry.path()).ok());
+    let events = fs::read(EVENTS_PATH).unwrap_or_default();
+    records.into_iter().find_map(|record| words_in(&record)).or_else(|| words_in_events(&events))
 }
 
-impl VerifiedFile {
-    /// Copies the file at `path` into memory, proves that it is `expected`, and puts `more` behind it.
-    fn read(path: &Path, expected: ArtifactRef, more: &[u8]) -> Result<Self, LoadError> {
-        let memory = |source| LoadError::Memory { path: path.into(), source };
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut copy = File::from(memfd_create("verified", flags).map_err(|e| memory(e.into()))?);
-        let source = File::open(path).map_err(|e| reading(path, e))?;
-        copy_verified(source, expected, |chunk| copy.write_all(chunk), |_| {}).map_err(|error| match error {
-            VerifyError::Read(source) => LoadError::Read { path: path.into(), source },
-            VerifyError::Write(source) => memory(source),
-            source @ VerifyError::Mismatch(_) => LoadError::Tampered { path: path.into(), source },
-        })?;
-        if !more.is_empty() {
-            // Archives of an initramfs start at multiples of four; the kernel skips zeros between them.
-            let padding = (expected.size.next_multiple_of(4) - expected.size) as usize;
-            copy.write_all(&[0; 4][..padding]).map_err(memory)?;
-            copy.write_all(more).map_err(memory)?;
-        }
-        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        fcntl_add_seals(&copy, seals).map_err(|e| memory(e.into()))?;
-        Ok(Self(copy))
-    }
+fn words_in(record: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(record);
+    let words = |line: &str| {
+        let at = line.find("Kernel panic").or_else(|| line.find(TRIAL_OVER))?;
+        Some(line[at..].trim().chars().take(200).collect())
+    };
+    // The last ones: the ring may hold what was there before.
+    text.lines().rev().find_map(words)
 }
 
-impl AsFd for VerifiedFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl VerifiedRelease {
-    fn load(self, boot_id: &str) -> Result<String, LoadError> {
-        let cmdline = format!("{} {BOOT_ID_PARAMETER}={boot_id}", self.manifest.cmdline.trim());
-        handover::check_cmdline(&cmdline).map_err(LoadError::Handover)?;
-        let cmdline = CString::new(cmdline).map_err(|e| LoadError::Handover(e.into()))?;
-        let release = self.manifest.release;
-        match kexec::file_load(&self.kernel, &self.initramfs, &cmdline) {
-            Ok(()) => Ok(format!("{release} slot {}", self.slot.as_str())),
-            Err(source) => Err(LoadError::Kexec { release, source }),
-        }
-    }
-}
-
-fn reading(path: &Path, source: io::Error) -> LoadError {
-    let path = path.into();
-    match source.kind() {
-        io::ErrorKind::NotFound => LoadError::Missing { path },
-        _ => LoadError::Read { path, source },
-    }
+fn words_in_events(log: &[u8]) -> Option<String> {
+    let lines = log.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Event>(line).ok());
+    lines.filter(|event| event.stage == "previous").find_map(|event| words_in(event.message.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
-
     use super::*;
 
-    fn check(content: &[u8], named: &[u8], expect: Result<&[u8], FailureClass>) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(content).unwrap();
-        let expected = ArtifactRef { sha256: Digest::of(named), size: named.len() as u64 };
-        let result = VerifiedFile::read(file.path(), expected, b"more").map_err(|e| StageFailure::from(e).class);
-        let result = result.map(|VerifiedFile(mut copy)| {
-            assert!(copy.write_all(b"x").is_err());
-            copy.rewind().unwrap();
-            let mut bytes = Vec::new();
-            copy.read_to_end(&mut bytes).unwrap();
-            bytes
-        });
-        assert_eq!(result.as_deref().map_err(|class| *class), expect);
+    #[test]
+    fn waits_begin_after_ordinary_trouble_and_are_bounded() {
+        let check = |unconfirmed, expect| assert_eq!(waits(unconfirmed), expect, "{unconfirmed}");
+        check(0, 0);
+        // A trial's boots and its fallback, with power cuts between.
+        check(TRIAL_BOOTS + 1, 0);
+        check(ORDINARY, 0);
+        check(ORDINARY + 1, 1);
+        check(u32::MAX, MOST_WAITS);
     }
 
     #[test]
-    fn only_what_was_signed_gets_into_memory() {
-        check(b"hello", b"hello", Ok(b"hello\0\0\0more"));
-        check(b"jello", b"hello", Err(FailureClass::Tampered));
-        check(b"hell", b"hello", Err(FailureClass::Tampered));
-        check(b"hello!", b"hello", Err(FailureClass::Tampered));
-        let named = ArtifactRef { sha256: Digest::of(b"x"), size: 1 };
-        let gone = VerifiedFile::read(Path::new("/nonexistent"), named, b"");
-        assert!(matches!(gone, Err(LoadError::Missing { .. })));
+    fn last_words_are_found_in_the_ring_and_in_events() {
+        let record =
+            b"Panic#1 Part1\n<6>[    0.9] x\n<0>[    1.0] Kernel panic - not syncing: No working init found.\n";
+        let expect = Some("Kernel panic - not syncing: No working init found.".to_owned());
+        assert_eq!(words_in(record), expect);
+        assert_eq!(words_in(b"all is well"), None);
+        let over = b"orrery[node] +120.0s giving the trial up: not healthy\norrery[node] +121.0s rebooting";
+        assert_eq!(words_in(over).as_deref(), Some("giving the trial up: not healthy"));
+        let event = |stage: &str| Event {
+            boot_id: "b".into(),
+            at_ms: 1,
+            wall: 2,
+            role: "boot".into(),
+            stage: stage.into(),
+            outcome: orrery_protocol::Outcome::Info,
+            class: None,
+            message: String::from_utf8_lossy(record).into_owned(),
+            duration_ms: 0,
+        };
+        assert_eq!(words_in_events(&event("previous").to_json_line()), expect);
+        assert_eq!(words_in_events(&event("load").to_json_line()), None);
     }
 }

@@ -3,12 +3,14 @@
 use std::{env, process::ExitCode};
 
 use orrery_bootstage::{
-    StageFailure, clock, configure, contact, install, load, network, node_config, repair, reporter, safe, verify,
+    StageFailure, clock, configure, contact, install, load, network, node_config, repair, reporter, safe, upgrade,
+    verify,
 };
 use orrery_init_api::{FailureClass, RESULT_FD, Stage, StageResult, report_result};
 use orrery_sys::descriptor::inherited;
 
-const USAGE: &str = "usage: orrery-stage configure|network|time|contact|verify|install|load|repair|safe|reporter";
+const USAGE: &str =
+    "usage: orrery-stage configure|network|time|contact|verify|install|upgrade|load|repair|safe|reporter";
 
 fn main() -> ExitCode {
     // Held for as long as the process lives, and by no program it starts.
@@ -42,6 +44,7 @@ fn run(stage: Stage) -> Result<(), StageFailure> {
         Stage::Contact => ready(&contact::run(&node_config()?)?),
         Stage::Verify => ready(&verify::run(&node_config()?)?),
         Stage::Install => ready(&install::run(&node_config()?)?),
+        Stage::Upgrade => ready(&upgrade::run(&node_config()?)?),
         Stage::Load => ready(&load::run(&node_config()?)?),
         Stage::Repair => ready(&repair::run(&node_config()?)?),
         Stage::Safe => safe::run(&node_config()?, ready)?,
@@ -51,7 +54,7 @@ fn run(stage: Stage) -> Result<(), StageFailure> {
             ready("");
             reporter::run(&config, stop)?;
         }
-        Stage::Storage | Stage::NodeManager | Stage::SshGate => {
+        Stage::Storage | Stage::NodeManager | Stage::SshGate | Stage::Health => {
             return Err(StageFailure::new(FailureClass::Internal, format!("{stage} is a stage of the node OS")));
         }
     }

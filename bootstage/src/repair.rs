@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use orrery_init_api::{FailureClass, Stage};
-use orrery_installer::{BOOT_LABEL, Request, rewrite_slot};
+use orrery_installer::{BOOT_LABEL, Request, failed_before, rewrite_slot};
 use orrery_protocol::{NodeConfig, ScriptKind};
 use thiserror::Error;
 
@@ -15,6 +15,10 @@ use crate::{
 
 #[derive(Debug, Error)]
 enum RepairError {
+    #[error(
+        "the only release the script offers is {release}, which was given up here: {reason}; set the boot state to boot"
+    )]
+    Unhealthy { release: String, reason: String },
     #[error("running e2fsck on the boot partition")]
     Run(#[source] std::io::Error),
     #[error(
@@ -29,12 +33,19 @@ enum RepairError {
 /// The script is not one to execute, or repairing failed; the damage is then as it was.
 pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let script = verify::open(config)?;
-    let release = script.release_for(ScriptKind::Boot)?;
+    // With nothing whole to fall back to, the release of an upgrade is not tried but installed.
+    let release = script.release_for(ScriptKind::Boot).or_else(|_| script.release_for(ScriptKind::Upgrade))?;
     check_file_system(config)?;
     let boot = disks::mount_boot(config, false)?;
     let data = disks::mount_data(config)?;
+    if script.kind() == ScriptKind::Upgrade
+        && let Some(failed) = failed_before(boot.path(), &release, script.serial())
+    {
+        let error = RepairError::Unhealthy { release: failed.release, reason: failed.reason };
+        return Err(StageFailure::new(FailureClass::Unhealthy, error));
+    }
     let mut state = orrery_installer::read_state(boot.path()).unwrap_or_default();
-    state.accept(ScriptKind::Boot, script.serial());
+    state.accept(script.kind(), script.serial());
     let trust = config.trust_root();
     let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
     let (servers, teller) = (Servers::new(config)?, Teller::new(Stage::Repair));

@@ -33,10 +33,32 @@ pub use crate::{
     uki::UkiError,
 };
 
+/// What both kernels are told beside their role.
+///
+/// * `panic=10`: a kernel that panics starts the machine over, after a time in which a person can take a photograph.
+/// * `softlockup_panic=1 watchdog_thresh=30`: so does one whose processor does nothing but run in the kernel for a minute,
+///   which is as long as the hardware watchdog waits. The default's 20 seconds are less than a busy hypervisor may take
+///   a guest's processor away for. Tasks that hang on a disk do not panic: slow arrays and USB disks make them.
+/// * `printk.devkmsg=on`: PID 1 writes its lines to the kernel's log, and none of them may be dropped for being many.
+/// * `memmap=1M$0x8000000` and `ramoops.…`: one MiB at 128 MiB is kept out of use, as a ring that outlives a reset and
+///   a chain-boot: six panics of 128 KiB, and 128 KiB each of the kernel's console and of PID 1's lines. The address is
+///   fixed because the kernels of the medium and of the node OS lay memory out differently and must find the same
+///   ring; 128 MiB is above where boot loaders put kernels, below where they put an initramfs (the top of memory)
+///   even in a machine of 192 MiB, and on ordinary machines plain memory. Where it is not, the ring is not there, and
+///   nothing else is lost. `ecc=1` mends bits that flipped while the memory was not refreshed. The `$` is safe in the
+///   loaders' configurations: SYSLINUX and the EFI stub know no variables, and iPXE expands `${…}` alone.
+macro_rules! common_cmdline {
+    () => {
+        "console=tty0 console=ttyS0,115200 quiet panic=10 softlockup_panic=1 watchdog_thresh=30 printk.devkmsg=on \
+         memmap=1M$0x8000000 ramoops.mem_address=0x8000000 ramoops.mem_size=0x100000 ramoops.record_size=0x20000 \
+         ramoops.console_size=0x20000 ramoops.pmsg_size=0x20000 ramoops.ecc=1"
+    };
+}
+
 /// Kernel command line of the boot medium.
-pub const MEDIUM_CMDLINE: &str = "orrery.role=boot console=tty0 console=ttyS0,115200 quiet panic=30";
+pub const MEDIUM_CMDLINE: &str = concat!("orrery.role=boot ", common_cmdline!());
 /// Kernel command line of the node OS.
-pub const NODE_CMDLINE: &str = "orrery.role=node console=tty0 console=ttyS0,115200 quiet panic=30";
+pub const NODE_CMDLINE: &str = concat!("orrery.role=node ", common_cmdline!());
 /// The PXE set's second initramfs, which holds the config area.
 pub const CONFIG_IMAGE: &str = "config.img";
 /// Where it puts the area, below the root directory.

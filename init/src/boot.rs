@@ -205,10 +205,13 @@ impl Driver {
             Boot::Fetched(fetched) => self.verify(machine, fetched),
             Boot::Verified(verified) => self.execute(machine, verified),
             Boot::Installed(installed) => self.load(machine, installed),
-            Boot::Damaged(Damaged(timed)) => match self.attempts.run(machine, Stage::Repair) {
-                Ok(_) => Step::Next(Boot::Installed(Installed { timed, repaired: true })),
-                Err(failure) => self.recover_timed(machine, &failure, timed, Some(ScriptWord::Boot)),
-            },
+            Boot::Damaged(Damaged(timed)) => {
+                machine.attend();
+                match self.attempts.run(machine, Stage::Repair) {
+                    Ok(_) => Step::Next(Boot::Installed(Installed { timed, repaired: true })),
+                    Err(failure) => self.recover_timed(machine, &failure, timed, Some(ScriptWord::Boot)),
+                }
+            }
         }
     }
 
@@ -236,10 +239,30 @@ impl Driver {
             machine.close_safe_mode();
         }
         match word {
-            ScriptWord::Install => match self.attempts.run(machine, Stage::Install) {
-                Ok(_) => Step::Next(Boot::Installed(Installed { timed, repaired: false })),
-                Err(failure) => self.recover_timed(machine, &failure, timed, Some(word)),
-            },
+            ScriptWord::Install => {
+                machine.attend();
+                match self.attempts.run(machine, Stage::Install) {
+                    Ok(_) => Step::Next(Boot::Installed(Installed { timed, repaired: false })),
+                    Err(failure) => self.recover_timed(machine, &failure, timed, Some(word)),
+                }
+            }
+            ScriptWord::Upgrade => {
+                machine.attend();
+                let trouble = match self.attempts.run(machine, Stage::Upgrade) {
+                    Ok(_) => None,
+                    Err(failure) => {
+                        let recovery = self.attempts.recover(machine, &failure, timed.clock_set, true);
+                        (recovery != Recovery::Proceed).then_some((failure, recovery))
+                    }
+                };
+                match trouble {
+                    // The installed system boots, whatever became of its successor.
+                    None => Step::Next(Boot::Installed(Installed { timed, repaired: false })),
+                    Some((failure, recovery)) => {
+                        self.act(machine, &failure, recovery, Some(word), |from| timed.back_to(from))
+                    }
+                }
+            }
             ScriptWord::Boot => Step::Next(Boot::Installed(Installed { timed, repaired: false })),
             ScriptWord::Safe => {
                 let safe = Safe { word: Some(word), failure: None };

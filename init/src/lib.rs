@@ -5,6 +5,8 @@
 
 pub mod attempts;
 pub mod boot;
+#[cfg(test)]
+mod life;
 pub mod linux;
 pub mod machine;
 pub mod node;

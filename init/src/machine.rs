@@ -51,12 +51,14 @@ pub trait Machine {
     fn finish(&mut self, stage: Stage) -> Finished;
     /// Starts a service that nobody waits for: it is looked after from the beginning.
     fn start_service(&mut self, stage: Stage);
-    /// Waits, looking after everything else meanwhile.
+    /// Waits, looking after everything else meanwhile; shorter if somebody asks for the next attempt now.
     fn sleep(&mut self, wait: Duration);
     /// Shows a line on every console.
     fn console(&mut self, line: &str);
     /// Appends to the event log.
     fn event(&mut self, transition: Transition);
+    /// Opens sshd beside work that an administrator may want to watch. Where it cannot be opened, the work goes on without.
+    fn attend(&mut self);
     /// Opens safe mode, or only notes the new reason if it is open. Without a network it is a shell on the consoles.
     fn open_safe_mode(&mut self, reason: &str, network: bool);
     /// Closes safe mode if it is open.

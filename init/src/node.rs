@@ -1,4 +1,4 @@
-//! The node OS's state machine: from a started kernel to all services serving.
+//! The node OS's state machine: from a started kernel to a healthy node.
 
 use orrery_init_api::Stage;
 
@@ -26,6 +26,10 @@ pub struct Serving {
     pending: Vec<Stage>,
 }
 
+/// Everything serves; whether that is enough, the health gate says.
+#[derive(Debug)]
+pub struct Served(());
+
 /// Where the node OS is.
 #[derive(Debug)]
 pub enum Node {
@@ -37,6 +41,8 @@ pub enum Node {
     Networked(Networked),
     /// See the type inside.
     Serving(Serving),
+    /// See the type inside.
+    Served(Served),
 }
 
 impl Node {
@@ -50,7 +56,7 @@ impl Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Ending {
-    /// Everything serves; what is left is to look after it.
+    /// Everything serves and is healthy; what is left is to look after it.
     Ready,
     /// Start over from the medium.
     FirmwareReboot,
@@ -125,7 +131,7 @@ impl Driver {
                         message: String::new(),
                         took: machine.now(),
                     });
-                    return Step::Ended(Ending::Ready);
+                    return Step::Next(Node::Served(Served(())));
                 };
                 match self.attempts.finish(machine, stage) {
                     Ok(_) => Step::Next(Node::Serving(Serving { pending })),
@@ -137,6 +143,11 @@ impl Driver {
                     }
                 }
             }
+            // Nobody waits for this: users are served from `ready` on.
+            Node::Served(Served(())) => match self.attempts.run(machine, Stage::Health) {
+                Ok(_) => Step::Ended(Ending::Ready),
+                Err(failure) => self.act(machine, &failure, Node::Served(Served(()))),
+            },
         }
     }
 

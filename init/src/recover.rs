@@ -70,6 +70,9 @@ const NETWORK_BEFORE_SAFE: u32 = 4;
 const CONTACT_BEFORE_SAFE: u32 = 8;
 /// Every so many unreachable servers, the interface is chosen anew: a cable may have moved.
 const CONTACT_PER_NETWORK: u32 = 10;
+/// Every so many servers that a wrong clock would make look like strangers, the time servers are asked anew: none may have
+/// answered before, or a wrong one.
+const CONTACT_PER_CLOCK: u32 = 4;
 /// Refused scripts before safe mode.
 const VERIFY_BEFORE_SAFE: u32 = 3;
 /// Failed installs, loads and repairs before safe mode.
@@ -106,9 +109,17 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
         Stage::Verify => match attempts {
             1 => Recovery::Retry(Again { from: Stage::Contact, after: spread(Duration::from_secs(12), jitter) }),
             2 => Recovery::Retry(Again { from: Stage::Contact, after: spread(LONGEST, jitter) }),
+            VERIFY_BEFORE_SAFE.. if needs_clock(class) => safe(Stage::Time, RECONTACT_REFUSED),
             VERIFY_BEFORE_SAFE.. => safe(Stage::Contact, RECONTACT_REFUSED),
             _ => retry(Stage::Contact),
         },
+        // An upgrade that failed leaves the installed system as it was: after a few attempts that one boots, at once where
+        // another attempt would fail alike.
+        Stage::Upgrade if class == FailureClass::Unhealthy || needs_operator(class) => Recovery::Proceed,
+        Stage::Upgrade if attempts < EXECUTE_BEFORE_SAFE => retry(Stage::Contact),
+        Stage::Upgrade => Recovery::Proceed,
+        // The node OS was started often and never became healthy. The stage lets it be started again after some of these.
+        Stage::Load if class == FailureClass::Unhealthy => safe(Stage::Contact, LONGEST),
         Stage::Load if class == FailureClass::Kexec => Recovery::FirmwareReboot { after: READING_TIME },
         Stage::Load if !context.repaired && repairable(class) => Recovery::Repair,
         Stage::Install | Stage::Load | Stage::Repair if needs_operator(class) => safe(Stage::Contact, RECONTACT),
@@ -116,7 +127,9 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
         Stage::Install | Stage::Load | Stage::Repair => safe(Stage::Contact, LONGEST),
         // The node OS can do nothing without its disk, and the medium can: it repairs, reinstalls or opens safe mode.
         Stage::Storage => Recovery::FirmwareReboot { after: READING_TIME },
-        Stage::Safe | Stage::Reporter | Stage::NodeManager | Stage::SshGate => retry(stage),
+        // A release on trial that did not become healthy: the medium knows what else there is.
+        Stage::Health if class == FailureClass::Unhealthy => Recovery::FirmwareReboot { after: READING_TIME },
+        Stage::Safe | Stage::Reporter | Stage::NodeManager | Stage::SshGate | Stage::Health => retry(stage),
     }
 }
 
@@ -124,8 +137,13 @@ pub fn recover(stage: Stage, class: FailureClass, context: Context) -> Recovery 
 fn contact(class: FailureClass, context: Context) -> Recovery {
     let Context { attempts, jitter, .. } = context;
     let unreachable = matches!(class, FailureClass::Dns | FailureClass::Refused | FailureClass::Deadline);
-    let from =
-        if unreachable && attempts.is_multiple_of(CONTACT_PER_NETWORK) { Stage::Network } else { Stage::Contact };
+    let from = if unreachable && attempts.is_multiple_of(CONTACT_PER_NETWORK) {
+        Stage::Network
+    } else if attempts.is_multiple_of(CONTACT_PER_CLOCK) && needs_clock(class) {
+        Stage::Time
+    } else {
+        Stage::Contact
+    };
     // A central that is restarted shall be found again before, at the third attempt, the last good script stands in.
     let again = Again { from, after: backoff(attempts.saturating_add(if unreachable { 2 } else { 0 }), jitter) };
     if attempts < CONTACT_BEFORE_SAFE { Recovery::Retry(again) } else { Recovery::SafeMode(again) }
@@ -175,7 +193,9 @@ pub const fn deadline(stage: Stage) -> Duration {
         Stage::Load | Stage::NodeManager => 300,
         // An hour of e2fsck, or a release over a line of a few kilobytes a second.
         Stage::Storage => 3600,
-        Stage::Install | Stage::Repair => 6 * 3600,
+        // The longest patience a release may ask for, and a while for telling that it is over.
+        Stage::Health => 3600 + 100,
+        Stage::Install | Stage::Upgrade | Stage::Repair => 6 * 3600,
     })
 }
 
@@ -223,6 +243,11 @@ mod tests {
         check(Stage::Contact, F::UnknownNode, at(10), safe(Stage::Contact, 60));
         check(Stage::Contact, F::Tls, Context { clock_set: false, ..at(1) }, retry(Stage::Time, 1));
         check(Stage::Verify, F::Expired, Context { clock_set: false, ..at(1) }, retry(Stage::Time, 1));
+        check(Stage::Contact, F::Tls, Context { clock_set: false, ..at(3) }, retry(Stage::Contact, 4));
+        check(Stage::Contact, F::Tls, Context { clock_set: false, ..at(8) }, safe(Stage::Time, 60));
+        check(Stage::Contact, F::Tls, at(8), safe(Stage::Time, 60));
+        check(Stage::Contact, F::Tls, at(9), safe(Stage::Contact, 60));
+        check(Stage::Verify, F::Expired, Context { clock_set: false, ..at(4) }, safe(Stage::Time, 300));
         check(Stage::Verify, F::Signature, at(1), retry(Stage::Contact, 12));
         check(Stage::Verify, F::Stale, at(2), retry(Stage::Contact, 60));
         check(Stage::Verify, F::WrongNode, at(3), safe(Stage::Contact, 300));
@@ -235,6 +260,13 @@ mod tests {
         check(Stage::Load, F::Kexec, at(1), Recovery::FirmwareReboot { after: Duration::from_secs(30) });
         check(Stage::Repair, F::Http, at(1), retry(Stage::Contact, 1));
         check(Stage::Repair, F::NotInstalled, at(1), safe(Stage::Contact, 60));
+        check(Stage::Upgrade, F::ShortRead, at(1), retry(Stage::Contact, 1));
+        check(Stage::Upgrade, F::ShortRead, at(3), Recovery::Proceed);
+        check(Stage::Upgrade, F::Unhealthy, at(1), Recovery::Proceed);
+        check(Stage::Upgrade, F::DiskFull, at(1), Recovery::Proceed);
+        check(Stage::Load, F::Unhealthy, at(1), safe(Stage::Contact, 60));
+        check(Stage::Health, F::Deadline, at(1), retry(Stage::Health, 1));
+        check(Stage::Health, F::Unhealthy, at(1), Recovery::FirmwareReboot { after: Duration::from_secs(30) });
         check(Stage::Storage, F::Io, at(1), Recovery::FirmwareReboot { after: Duration::from_secs(30) });
     }
 
@@ -251,7 +283,7 @@ mod tests {
         ) {
             let context = Context { role, attempts, clock_set, repaired, jitter };
             match recover(stage, class, context) {
-                Recovery::Proceed => prop_assert_eq!(stage, Stage::Time),
+                Recovery::Proceed => prop_assert!(matches!(stage, Stage::Time | Stage::Upgrade)),
                 Recovery::Repair => prop_assert!(stage == Stage::Load && !repaired),
                 Recovery::Retry(again) | Recovery::SafeMode(again) => {
                     prop_assert!(again.after >= SHORTEST);

@@ -24,6 +24,7 @@ struct Simulator {
     events: Vec<Transition>,
     safe: bool,
     safe_network: bool,
+    attended: bool,
     loaded: bool,
     /// Runs of stages since the last wait; a tight loop shows here.
     since_sleep: usize,
@@ -47,6 +48,7 @@ impl Simulator {
             events: Vec::new(),
             safe: false,
             safe_network: false,
+            attended: false,
             loaded: false,
             since_sleep: 0,
             worst: 0,
@@ -110,6 +112,10 @@ impl Machine for Simulator {
         self.events.push(transition);
     }
 
+    fn attend(&mut self) {
+        self.attended = true;
+    }
+
     fn open_safe_mode(&mut self, _reason: &str, network: bool) {
         self.safe = true;
         self.safe_network |= network;
@@ -160,6 +166,11 @@ fn the_straight_paths() {
         &[(Verify, StageResult::ok("install serial 7"))],
         &[Configure, Network, Time, Contact, Verify, Install, Load],
     );
+    let machine = check(
+        &[(Verify, StageResult::ok("upgrade serial 7"))],
+        &[Configure, Network, Time, Contact, Verify, Stage::Upgrade, Load],
+    );
+    assert!(machine.attended && !machine.safe);
 }
 
 #[test]
@@ -188,6 +199,23 @@ fn faults_on_the_way() {
 }
 
 #[test]
+fn a_failed_upgrade_does_not_stop_the_boot() {
+    use Stage::{Configure, Contact, Load, Network, Time, Upgrade, Verify};
+    let upgrade = || (Verify, StageResult::ok("upgrade serial 7"));
+    // What was tried before is not tried again, and needs no further attempt.
+    let machine = check(
+        &[upgrade(), (Upgrade, fail(FailureClass::Unhealthy))],
+        &[Configure, Network, Time, Contact, Verify, Upgrade, Load],
+    );
+    assert!(!machine.safe);
+    let broken = || (Upgrade, fail(FailureClass::ShortRead));
+    check(
+        &[upgrade(), broken(), upgrade(), broken(), upgrade(), broken()],
+        &[Configure, Network, Time, Contact, Verify, Upgrade, Contact, Verify, Upgrade, Contact, Verify, Upgrade, Load],
+    );
+}
+
+#[test]
 fn safe_mode_opens_and_closes_with_the_script() {
     use Stage::{Configure, Contact, Load, Network, Time, Verify};
     let machine = check(
@@ -212,9 +240,12 @@ fn what_only_an_operator_can_decide_opens_safe_mode_at_once() {
 fn the_node_comes_up() {
     let mut machine = Simulator::new(Role::Node, [(Stage::Network, fail(FailureClass::NoDhcp))]);
     assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::Ready);
-    use Stage::{Network, NodeManager, SshGate, Storage, Time};
-    assert_eq!(machine.ran, [Storage, Network, Network, Time, NodeManager, SshGate]);
-    assert!(machine.lines.last().unwrap().ends_with("s ready"));
+    use Stage::{Health, Network, NodeManager, SshGate, Storage, Time};
+    assert_eq!(machine.ran, [Storage, Network, Network, Time, NodeManager, SshGate, Health]);
+    assert!(machine.lines.iter().any(|line| line.ends_with("s ready")));
+
+    let mut machine = Simulator::new(Role::Node, [(Health, fail(FailureClass::Unhealthy))]);
+    assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::FirmwareReboot);
 
     let mut machine = Simulator::new(Role::Node, [(Stage::Storage, fail(FailureClass::Io))]);
     assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::FirmwareReboot);
@@ -224,7 +255,7 @@ fn any_result() -> impl Strategy<Value = StageResult> {
     prop_oneof![
         2 => prop::sample::select(FailureClass::ALL).prop_map(fail),
         1 => Just(StageResult::ok("")),
-        1 => prop::sample::select(vec!["install", "boot", "safe"]).prop_map(StageResult::ok),
+        1 => prop::sample::select(vec!["install", "upgrade", "boot", "safe"]).prop_map(StageResult::ok),
     ]
 }
 

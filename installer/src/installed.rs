@@ -6,18 +6,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orrery_protocol::ScriptKind;
+use orrery_protocol::{FailedTrial, ScriptKind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// One of the two places for a kernel and a node OS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Slot {
     /// The first.
     A,
     /// The second.
     B,
 }
+
+impl std::str::FromStr for Slot {
+    type Err = UnknownSlot;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSlot> {
+        [Self::A, Self::B].into_iter().find(|slot| slot.as_str() == text).ok_or(UnknownSlot)
+    }
+}
+
+/// Not the name of a [`Slot`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no slot has this name")]
+pub struct UnknownSlot;
 
 impl Slot {
     /// Its name on the disk and on the console.
@@ -46,9 +60,35 @@ pub struct InstalledState {
     /// The release in the active slot, as last written.
     #[serde(default)]
     pub release: Option<String>,
+    /// The release that was tried last and given up, until another one is tried.
+    #[serde(default)]
+    pub failed_trial: Option<FailedUpgrade>,
+    /// Chain-boots in a row whose node OS never said that it is healthy.
+    #[serde(default)]
+    pub unconfirmed: u32,
+    /// Refusals of the kernel in a row to load the next one.
+    #[serde(default)]
+    pub kexec_failures: u32,
+}
+
+/// An upgrade that failed, and which script asked for it: a newer one may ask for the same release again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedUpgrade {
+    /// The script's serial.
+    pub serial: u64,
+    /// What was tried, and why it was given up.
+    #[serde(flatten)]
+    pub trial: FailedTrial,
 }
 
 impl InstalledState {
+    /// What went wrong with what was installed before says nothing about what is installed now.
+    pub fn forget_troubles(&mut self) {
+        self.failed_trial = None;
+        self.unconfirmed = 0;
+        self.kexec_failures = 0;
+    }
+
     /// Remembers that a script was obeyed.
     pub fn accept(&mut self, kind: ScriptKind, serial: u64) {
         match self.accepted.iter_mut().find(|(k, _)| *k == kind) {
@@ -134,7 +174,7 @@ pub fn write_state(boot: &Path, state: &InstalledState) -> Result<(), StateError
 }
 
 /// Replaces a file: after a power cut it has either its old content or its new one.
-fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
     let new = path.with_extension("new");
     let write = || {
         let mut file = File::create(&new)?;

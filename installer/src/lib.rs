@@ -15,16 +15,23 @@ mod plan;
 mod probe;
 mod run;
 mod table;
+mod trial;
 mod verify;
 
 pub use choose::{ChooseError, choose, fits};
 pub use disk::{Disk, discover};
 pub use error::InstallError;
 pub use fetch::{Observer, Source, TransferError, fetch};
-pub use installed::{InstalledState, Slot, StateError, installed_slot, read_state, write_active, write_state};
+pub use installed::{
+    FailedUpgrade, InstalledState, Slot, StateError, UnknownSlot, installed_slot, read_state, write_active, write_state,
+};
 pub use layout::{BOOT_LABEL, DATA_LABEL, image_path, slot_file};
 pub use linux::{Linux, MountError, Mounted, find_partitions, mount_partition, parent_disk};
 pub use plan::Plan;
 pub use probe::{Content, probe};
-pub use run::{Committed, Machine, Request, Volume, install, rewrite_slot};
+pub use run::{Committed, Machine, Request, Volume, install, rewrite_slot, try_slot};
+pub use trial::{
+    Due, TRIAL_BOOTS, Trial, Wanted, due, failed_before, give_up_trial, promote, read_trial, release_in_slot,
+    remove_trial, spend_boot, wanted, write_trial,
+};
 pub use verify::{ReadError, StdRead, VerifyError, copy_verified};

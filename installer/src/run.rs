@@ -14,6 +14,7 @@ use crate::{
     linux::Mounted,
     plan::Plan,
     probe::Content,
+    trial::{TRIAL_BOOTS, Trial, remove_trial, write_trial},
 };
 
 /// The machine that is installed on.
@@ -67,7 +68,7 @@ pub struct Request<'a> {
     pub state: InstalledState,
 }
 
-/// Proof that everything of a release is on the disk, verified, and its slot active.
+/// Proof that everything of a release is on the disk, verified, and its slot active or on trial.
 #[derive(Debug)]
 #[must_use]
 pub struct Committed {
@@ -109,7 +110,7 @@ pub fn install(
     observer.note(&format!("plan: {plan}"));
     machine.prepare(disk)?;
     let (boot, data) = machine.mount(disk)?;
-    release.write(source, observer, boot.path(), data.path(), Slot::A, request.state)
+    release.write(source, observer, boot.path(), data.path(), Slot::A, request.state, Commit::Active)
 }
 
 /// Writes a release into the slot that is not active, and makes that one active. Data stays.
@@ -128,7 +129,64 @@ pub fn rewrite_slot(
     let release = Release::fetch(source, observer, &request)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("repair: release {} into slot {}", release.manifest.release, slot.as_str()));
-    release.write(source, observer, boot, data, slot, request.state)
+    release.write(source, observer, boot, data, slot, request.state, Commit::Active)
+}
+
+/// Writes a release into the slot that is not active, and arms a trial of it for a script of `serial`, at `now` in Unix
+/// seconds. The active slot and the data stay.
+///
+/// # Errors
+/// [`InstallError`]. There is no trial then.
+pub fn try_slot(
+    source: &dyn Source,
+    observer: &dyn Observer,
+    boot: &Path,
+    data: &Path,
+    request: Request<'_>,
+    (serial, now): (u64, u64),
+) -> Result<Committed, InstallError> {
+    let slot = installed_slot(boot)?.map_or(Slot::A, Slot::other);
+    let release = Release::fetch(source, observer, &request)?;
+    release.check_slots(observer, boot)?;
+    observer.note(&format!("upgrade: release {} into slot {}, on trial", release.manifest.release, slot.as_str()));
+    let commit = Commit::Trial { manifest: request.release, serial, now };
+    release.write(source, observer, boot, data, slot, request.state, commit)
+}
+
+/// What makes a slot count that was written.
+enum Commit {
+    /// It becomes the active one.
+    Active,
+    /// It is tried.
+    Trial { manifest: ArtifactRef, serial: u64, now: u64 },
+}
+
+impl Commit {
+    /// The one write after which the slot counts.
+    fn make(self, boot: &Path, slot: Slot, release: &str, mut state: InstalledState) -> Result<(), InstallError> {
+        match self {
+            Self::Active => {
+                state.release = Some(release.to_owned());
+                write_state(boot, &state)?;
+                write_active(boot, slot)?;
+            }
+            Self::Trial { manifest, serial, now } => {
+                state.failed_trial = None;
+                write_state(boot, &state)?;
+                let trial = Trial {
+                    slot,
+                    release: release.to_owned(),
+                    manifest: manifest.sha256,
+                    serial,
+                    boots_left: TRIAL_BOOTS,
+                    started: now,
+                    reason: None,
+                };
+                write_trial(boot, &trial)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A manifest whose signatures were verified, with the envelope that proves it.
@@ -167,8 +225,11 @@ impl Release {
         boot: &Path,
         data: &Path,
         slot: Slot,
-        mut state: InstalledState,
+        state: InstalledState,
+        commit: Commit,
     ) -> Result<Committed, InstallError> {
+        // Whatever was on trial in this slot is about to be overwritten.
+        remove_trial(boot)?;
         for image in self.manifest.images() {
             let path = image_path(data, &image.content.sha256);
             if !kept(observer, &image.content, &image.name, &path)? {
@@ -195,9 +256,7 @@ impl Release {
         // All names up to the root have to be on the disk before one more name makes them count.
         path.ancestors().skip(1).take_while(|dir| dir.starts_with(boot)).try_for_each(sync_dir)?;
         path_sync(data)?;
-        state.release = Some(self.manifest.release.clone());
-        write_state(boot, &state)?;
-        write_active(boot, slot)?;
+        commit.make(boot, slot, &self.manifest.release, state)?;
         Ok(Committed { release: self.manifest.release, slot })
     }
 }
@@ -340,6 +399,37 @@ mod tests {
         let repaired = rewrite_slot(&world.server, &quiet, &boot, &data, request(&world, &rule)).unwrap();
         assert_eq!(repaired.slot(), Slot::B);
         assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::B));
+    }
+
+    #[test]
+    fn a_trial_leaves_the_active_slot_alone_and_a_failed_write_leaves_no_trial() {
+        use crate::trial::{Due, Wanted, due, read_trial, wanted};
+        let (mut world, rule) = (world(1, 1), DiskRule::default());
+        let mut machine = Simulator { root: tempfile::tempdir().unwrap(), prepared: 0 };
+        let quiet = Quiet::default();
+        let _ = install(&mut machine, &world.server, &quiet, request(&world, &rule)).unwrap();
+        let (boot, data) = (machine.root.path().join("boot"), machine.root.path().join("data"));
+        let at = |serial| wanted(&boot, &world.release, serial, &world.trust).unwrap();
+        assert_eq!(at(1), Wanted::Current { slot: Slot::A, release: "0.1.0".into() });
+        // A damaged kernel is not what is wanted.
+        fs::write(slot_file(&boot, Slot::A, "kernel"), b"kernal").unwrap();
+        assert_eq!(at(1), Wanted::New);
+
+        let done = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), (3, 1000)).unwrap();
+        assert_eq!((done.release(), done.slot()), ("0.1.0", Slot::B));
+        assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::A));
+        assert_eq!(fs::read(slot_file(&boot, Slot::A, "kernel")).unwrap(), b"kernal");
+        let trial = read_trial(&boot).unwrap().unwrap();
+        assert_eq!((trial.slot, trial.serial, trial.boots_left, trial.started), (Slot::B, 3, TRIAL_BOOTS, 1000));
+        assert_eq!(due(Some(Slot::A), Some(trial.clone())), Due::Trial(trial));
+
+        fs::write(slot_file(&boot, Slot::B, "kernel"), b"kernol").unwrap();
+        world.server.deeds =
+            RefCell::new([Deed::Serve, Deed::Garble, Deed::Garble, Deed::Garble, Deed::Garble, Deed::Garble].into());
+        let again = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), (4, 1000));
+        assert!(again.is_err());
+        assert_eq!(read_trial(&boot).unwrap(), None);
+        assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::A));
     }
 
     /// Damages files of an installed node in place, repairs it, and counts what was downloaded beside the manifest.

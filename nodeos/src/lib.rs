@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod central;
 pub mod files;
 pub mod gate;
+pub mod health;
 pub mod host;
 pub mod manager;
 pub mod partition;
@@ -28,6 +29,8 @@ pub mod paths {
     pub const HOST_KEY: &str = "/data/state/ssh_host_ed25519";
     /// Verified archives of reference images, by SHA-256.
     pub const INCOMING: &str = "/data/images/incoming";
+    /// How reporting to central goes, in this boot.
+    pub const REPORTED: &str = "/run/orrery/reported.json";
     /// Who may log in where.
     pub const ACCOUNTS: &str = "/run/orrery/accounts.json";
 }

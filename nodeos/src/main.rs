@@ -3,10 +3,10 @@
 use std::{env, path::Path, process::ExitCode, sync::Arc, thread};
 
 use orrery_bootstage::{StageFailure, boot_id, clock, handover, network, node_config, reporter};
-use orrery_init_api::{FailureClass, RESULT_FD, Stage, StageResult, report_result};
+use orrery_init_api::{ATTEMPT_ENV, FailureClass, RESULT_FD, Stage, StageResult, report_result};
 use orrery_nodeos::{
     central::Central,
-    gate,
+    gate, health,
     host::{self, LinuxHost},
     manager::{self, Identity},
     paths, storage,
@@ -30,8 +30,9 @@ fn main() -> ExitCode {
         Some(Stage::Reporter) => reporter(),
         Some(Stage::NodeManager) => node_manager(),
         Some(Stage::SshGate) => ssh_gate(),
+        Some(Stage::Health) => health(),
         _ => {
-            eprintln!("usage: orrery-nodeos storage|network|time|reporter|node-manager|ssh-gate");
+            eprintln!("usage: orrery-nodeos storage|network|time|reporter|node-manager|ssh-gate|health");
             return ExitCode::from(2);
         }
     };
@@ -104,6 +105,13 @@ fn ssh_gate() -> Result<(), StageFailure> {
         Err(e) => e,
     };
     Err(StageFailure::new(FailureClass::NetworkSetup, failure))
+}
+
+fn health() -> Result<(), StageFailure> {
+    let handover = handover::read().map_err(|e| StageFailure::new(FailureClass::ConfigMissing, e))?;
+    let attempt = env::var(ATTEMPT_ENV).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    ready(health::run(&handover, attempt).map_err(|e| StageFailure::new(e.class(), e))?);
+    Ok(())
 }
 
 fn ready(text: impl AsRef<str>) {

@@ -13,11 +13,15 @@ use std::{
 
 use anyhow::{Context, Result};
 use orrery_protocol::{NodeStatus, RunLevel, SliverState, SliverStatus, WantedState};
-use rustix::rand::GetRandomFlags;
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    rand::GetRandomFlags,
+};
 
 use crate::{
     central::Central,
     files::write_atomic,
+    health::Reported,
     paths,
     reconcile::{Host, Progress, Reconciler, accounts},
 };
@@ -84,8 +88,11 @@ pub fn run(
     }
     ready();
     let (asker, teller) = (board.clone(), board.clone());
-    let asked = central.clone();
-    thread::Builder::new().name("ask".into()).spawn(move || ask(&asker, &asked)).context("starting a thread")?;
+    let (asked, boot_id) = (central.clone(), me.boot_id.clone());
+    thread::Builder::new()
+        .name("ask".into())
+        .spawn(move || ask(&asker, &asked, &boot_id))
+        .context("starting a thread")?;
     thread::Builder::new()
         .name("tell".into())
         .spawn(move || tell(&teller, &central, &me))
@@ -130,13 +137,17 @@ impl Board {
 }
 
 /// Asks central, for ever.
-fn ask(board: &Board, central: &Central) {
+fn ask(board: &Board, central: &Central, boot_id: &str) {
     let started = Instant::now();
     let mut failures = 0;
+    let mut reboot = Reboot::default();
     loop {
         let empty = match central.wanted() {
             Ok(wanted) => {
                 failures = 0;
+                if reboot.is_due(&wanted, boot_id) {
+                    restart();
+                }
                 let empty = wanted.slivers.is_empty();
                 let known = board.lock().wanted.as_deref() == Some(&wanted);
                 if !known {
@@ -157,6 +168,29 @@ fn ask(board: &Board, central: &Central) {
             }
         };
         thread::sleep(jittered(pause(started.elapsed(), empty, failures)));
+    }
+}
+
+/// Whether central's wish for a reboot was followed.
+#[derive(Debug, Default)]
+struct Reboot {
+    asked_for: bool,
+}
+
+impl Reboot {
+    /// Whether `wanted` asks for an end of this very boot, for the first time. The next boot has another id, so that a wish
+    /// which central keeps is followed once.
+    fn is_due(&mut self, wanted: &WantedState, boot_id: &str) -> bool {
+        let due = wanted.reboot.as_deref() == Some(boot_id) && !boot_id.is_empty();
+        due && !std::mem::replace(&mut self.asked_for, true)
+    }
+}
+
+/// Has PID 1 start the machine over, in order.
+fn restart() {
+    println!("orrery[node] central asks for a reboot");
+    if let Err(e) = kill_process(Pid::INIT, Signal::TERM) {
+        tracing::error!("asking PID 1 for a reboot: {e}");
     }
 }
 
@@ -184,6 +218,7 @@ fn work(board: &Board, host: impl Host) -> ! {
 /// Tells central, for ever.
 fn tell(board: &Board, central: &Central, me: &Identity) {
     let mut told = None;
+    let mut accepted = false;
     loop {
         let (status, version) = {
             let state = board.lock();
@@ -198,7 +233,16 @@ fn tell(board: &Board, central: &Central, me: &Identity) {
             ssh_host_key: me.ssh_host_key.clone(),
             slivers: status,
         };
-        match central.report(&report) {
+        let outcome = central.report(&report);
+        // For the health stage. Once one was accepted, later trouble is central's or the line's, not this release's.
+        if !accepted {
+            accepted = outcome.is_ok();
+            let reported = Reported { accepted, error: outcome.as_ref().err().map(|e| format!("{e:#}")) };
+            if let Err(e) = reported.keep(Path::new(paths::REPORTED)) {
+                tracing::error!("writing {}: {e}", paths::REPORTED);
+            }
+        }
+        match outcome {
             Ok(()) => {
                 told = Some(version);
                 let unchanged = |state: &mut State| state.status_version == version;
@@ -273,6 +317,17 @@ mod tests {
         for _ in 0..100 {
             assert!((24..=36).contains(&jittered(POLL).as_secs()));
         }
+    }
+
+    #[test]
+    fn a_reboot_is_of_one_boot_and_once() {
+        let mut reboot = Reboot::default();
+        let wanted = |id: Option<&str>| WantedState { slivers: Vec::new(), reboot: id.map(Into::into) };
+        assert!(!reboot.is_due(&wanted(None), "b1"));
+        assert!(!reboot.is_due(&wanted(Some("b0")), "b1"));
+        assert!(!reboot.is_due(&wanted(Some("")), ""));
+        assert!(reboot.is_due(&wanted(Some("b1")), "b1"));
+        assert!(!reboot.is_due(&wanted(Some("b1")), "b1"));
     }
 
     #[test]

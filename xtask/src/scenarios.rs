@@ -11,6 +11,7 @@ mod machinery;
 mod outage;
 mod reproducible;
 mod trust;
+mod upgrade;
 
 use std::{
     path::PathBuf,
@@ -122,6 +123,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("bad-disk", input::bad_disk),
     Scenario::full("full-disk", input::full_disk),
     Scenario::full("static-address", input::static_address),
+    Scenario::full("upgrade-good", upgrade::good_upgrade),
+    Scenario::full("upgrade-panics", upgrade::panicking_upgrade),
+    Scenario::full("upgrade-unhealthy", upgrade::unhealthy_upgrade),
+    Scenario::full("hung-machine", upgrade::hung_machine),
 ];
 
 /// What a scenario works with.

@@ -33,6 +33,29 @@ pub const ROLE_PARAMETER: &str = "orrery.role";
 /// kernel's command line, and PID 1 there takes it up instead of drawing a new one.
 pub const BOOT_ID_PARAMETER: &str = "orrery.boot_id";
 
+/// Kernel command line parameter that the load stage appends for a release on trial. PID 1 there starts over from the medium
+/// unless the health gate has passed in time, whatever else goes wrong.
+pub const TRIAL_PARAMETER: &str = "orrery.trial";
+/// Kernel command line parameter by which a release asks for another patience with its own trial than
+/// [`HEALTH_PATIENCE_S`], in seconds. It stands in the signed manifest, so nobody but the release's makers can change it.
+pub const PATIENCE_PARAMETER: &str = "orrery.patience";
+/// How long a node OS whose services are ready may take to become healthy before a trial of it is given up, in seconds.
+///
+/// What is waited for then is central's answer to one small request. Central being restarted, a switch learning a port and a
+/// name server coming back after a power cut are over within a minute or two; five are what an operator still takes
+/// for "it comes up by itself". Longer would only add to the time that a bad release keeps a node from its users, and
+/// a good release loses nothing by being given up in error: it is one command to try it again.
+pub const HEALTH_PATIENCE_S: u64 = 300;
+
+/// What PID 1 says, to the reserved ring too, when it ends a trial: the load stage of the next boot looks for it.
+pub const TRIAL_OVER: &str = "giving the trial up";
+
+/// Reads the value of [`PATIENCE_PARAMETER`], within half a minute and an hour: a patience that nothing can meet, or
+/// that never ends, is a slip of the pen.
+pub fn patience_s(value: Option<&str>) -> u64 {
+    value.and_then(|text| text.parse::<u64>().ok()).map_or(HEALTH_PATIENCE_S, |seconds| seconds.clamp(30, 3600))
+}
+
 /// The binary with all stages of the medium.
 pub const STAGE_BINARY: &str = "/sbin/orrery-stage";
 /// The binary with all services of the node OS.
@@ -65,3 +88,19 @@ pub const RELEASE_PATH: &str = "/etc/orrery-release";
 pub const NODE_CGROUP: &str = "/sys/fs/cgroup/node";
 /// The cgroup under which every sliver has its own.
 pub const SLIVERS_CGROUP: &str = "/sys/fs/cgroup/slivers";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_has_bounds() {
+        let check = |value, expect| assert_eq!(patience_s(value), expect, "{value:?}");
+        check(None, HEALTH_PATIENCE_S);
+        check(Some("60"), 60);
+        check(Some("0"), 30);
+        check(Some("86400"), 3600);
+        check(Some("-1"), HEALTH_PATIENCE_S);
+        check(Some("soon"), HEALTH_PATIENCE_S);
+    }
+}

@@ -87,6 +87,9 @@ names! {
         Verify = "verify",
         /// Install the node OS on the disk.
         Install = "install",
+        /// Write the script's release into the slot that is not active, and arm a trial of it; its result's first word is
+        /// `trial` or `current`.
+        Upgrade = "upgrade",
         /// Verify the installed node OS and hand it to the kernel; its result is `<release> slot <a|b>`.
         Load = "load",
         /// Download again whatever of the installed node OS is damaged.
@@ -101,6 +104,8 @@ names! {
         NodeManager = "node-manager",
         /// `ssh slice@node`; stays.
         SshGate = "ssh-gate",
+        /// Judge whether this node OS does what it is for; makes a release on trial the active one, or gives it up.
+        Health = "health",
     }
 }
 
@@ -109,6 +114,8 @@ names! {
     ScriptWord {
         /// Install, then load.
         Install = "install",
+        /// Put a release on trial in the other slot, then load.
+        Upgrade = "upgrade",
         /// Load what is installed.
         Boot = "boot",
         /// Open safe mode.

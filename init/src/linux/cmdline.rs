@@ -1,8 +1,8 @@
 //! The kernel command line, as far as PID 1 cares.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use orrery_init_api::{BOOT_ID_PARAMETER, ROLE_PARAMETER, Role};
+use orrery_init_api::{BOOT_ID_PARAMETER, PATIENCE_PARAMETER, ROLE_PARAMETER, Role, TRIAL_PARAMETER, patience_s};
 
 /// What was found there.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,6 +11,9 @@ pub(super) struct Parameters {
     pub(super) role: Role,
     /// The id that the kernel before this one handed over.
     pub(super) boot_id: Option<String>,
+    /// How long a release on trial may take from the kernel's start to health; none where it is not on trial. The second
+    /// half of it is what the health gate may take, the first half is for everything before.
+    pub(super) trial: Option<Duration>,
 }
 
 impl Parameters {
@@ -28,6 +31,7 @@ impl Parameters {
             boot_id: value(BOOT_ID_PARAMETER)
                 .filter(|id| (8..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_hexdigit()))
                 .map(str::to_owned),
+            trial: value(TRIAL_PARAMETER).map(|_| Duration::from_secs(2 * patience_s(value(PATIENCE_PARAMETER)))),
         }
     }
 }
@@ -37,8 +41,18 @@ mod tests {
     use super::*;
 
     fn check(text: &str, role: Role, boot_id: Option<&str>) {
-        let expect = Parameters { role, boot_id: boot_id.map(str::to_owned) };
+        let expect = Parameters { role, boot_id: boot_id.map(str::to_owned), trial: None };
         assert_eq!(Parameters::parse(text), expect, "{text:?}");
+    }
+
+    #[test]
+    fn trials_end() {
+        let check = |text, secs: Option<u64>| {
+            assert_eq!(Parameters::parse(text).trial, secs.map(Duration::from_secs), "{text:?}");
+        };
+        check("orrery.patience=60", None);
+        check("orrery.trial=1", Some(600));
+        check("orrery.patience=60 orrery.role=node orrery.trial=1", Some(120));
     }
 
     #[test]

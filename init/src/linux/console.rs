@@ -1,4 +1,5 @@
-//! Every console of the machine: somebody may look at any of them.
+//! Every console of the machine: somebody may look at any of them. And the two places from where a line is found again after
+//! the machine has died: the kernel's log, and the ring in memory that outlives a reset.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,10 +14,16 @@ use rustix::{
 
 /// A line longer than this is cut.
 const MAX_LINE: usize = 1024;
+/// The kernel takes no longer records, their prefix included (`PRINTKRB_RECORD_MAX`).
+const MAX_RECORD: usize = 1000;
+/// User space's facility and level "debug", which a quiet kernel does not show: the consoles have the line already.
+const KMSG_PREFIX: &str = "<15>";
 
 /// All consoles the kernel writes to.
 pub(super) struct Console {
     devices: Vec<Device>,
+    kernel_log: Option<File>,
+    ring: Option<File>,
 }
 
 /// One of them.
@@ -33,7 +40,7 @@ impl Console {
         if devices.iter().all(|device| device.file.is_none()) {
             devices.push(Device::open("console"));
         }
-        Self { devices }
+        Self { devices, kernel_log: open("kmsg"), ring: open("pmsg0") }
     }
 
     /// The terminals a person can use: `tty1` behind `tty0`, which stands for whichever is in front.
@@ -46,11 +53,24 @@ impl Console {
     pub(super) fn line(&mut self, text: &str) {
         let mut line = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
         line.truncate(line.floor_char_boundary(MAX_LINE));
+        // Neither log is a condition: a kernel without them, or one that is in a hurry, drops the line.
+        if let Some(log) = &mut self.kernel_log {
+            let _ = log.write(record(&line).as_bytes());
+        }
         line.push('\n');
+        if let Some(ring) = &mut self.ring {
+            let _ = ring.write(line.as_bytes());
+        }
         for device in &mut self.devices {
             device.write(line.as_bytes());
         }
     }
+}
+
+/// `line` as one record of the kernel's log.
+fn record(line: &str) -> String {
+    let length = line.floor_char_boundary(MAX_RECORD - KMSG_PREFIX.len());
+    format!("{KMSG_PREFIX}{}", line.get(..length).unwrap_or_default())
 }
 
 impl Device {
@@ -91,4 +111,16 @@ fn write_patiently(file: &mut File, mut bytes: &[u8]) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_fit_the_kernels_log() {
+        assert_eq!(record("orrery[boot] +0.1s started"), "<15>orrery[boot] +0.1s started");
+        let long = "ä".repeat(MAX_LINE);
+        assert!(record(&long).len() <= MAX_RECORD && record(&long).ends_with('ä'));
+    }
 }

@@ -26,7 +26,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use orrery_init_api::{EVENTS_PATH, Role, Stage};
+use orrery_init_api::{EVENTS_PATH, Role, Stage, TRIAL_OVER};
 use orrery_protocol::{Event, Outcome};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -50,6 +50,12 @@ pub struct Linux {
     shells: Vec<supervise::Shell>,
     finished: BTreeMap<Stage, Finished>,
     reason: String,
+    /// sshd is open beside some work, and not for safe mode.
+    attending: bool,
+    /// Somebody asked for the next attempt now.
+    hurried: bool,
+    /// When a release on trial is given up, unless it has become healthy.
+    trial_until: Option<Duration>,
     /// Set once the machine goes down: nothing is started any more.
     leaving: bool,
 }
@@ -97,6 +103,9 @@ impl Linux {
             shells: Vec::new(),
             finished: BTreeMap::new(),
             reason: String::new(),
+            attending: false,
+            hurried: false,
+            trial_until: cmdline.trial,
             leaving: false,
         };
         let started = format!("started, boot {}", linux.boot_id);
@@ -121,6 +130,9 @@ impl Linux {
     fn turn(&mut self, longest: Duration) {
         let now = uptime();
         let mut wait = longest.min(self.next_timer(now));
+        if let Some(until) = self.trial_until {
+            wait = wait.min(until.saturating_sub(now));
+        }
         if let Some(watch) = &mut self.watch {
             wait = wait.min(watch.pet(now));
         }
@@ -130,6 +142,17 @@ impl Linux {
         self.reap(now);
         self.read_children(now);
         self.run_timers(now);
+        self.end_trial(now);
+    }
+
+    /// Starts over from the medium when a release on trial has not become healthy in time. Whatever keeps it from getting
+    /// there, from a stage that hangs to a role that nobody knows, ends here; a PID 1 that hangs itself is the watchdog's.
+    fn end_trial(&mut self, now: Duration) {
+        if !self.leaving && self.trial_until.take_if(|until| *until <= now).is_some() {
+            let text = format!("{TRIAL_OVER}: not healthy {} s after the kernel's start", now.as_secs());
+            tell(self, "health", &text);
+            self.leave(Leave::Restart);
+        }
     }
 
     fn wait_for_input(&self, wait: Duration) {
@@ -158,6 +181,10 @@ impl Linux {
                 // Ctrl-Alt-Del, and what `reboot`, `halt` and `poweroff` of busybox send.
                 Ok(Ok(Signal::SIGINT | Signal::SIGTERM)) => Leave::Restart,
                 Ok(Ok(Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGPWR)) => Leave::PowerOff,
+                Ok(Ok(Signal::SIGHUP)) => {
+                    self.hurried = true;
+                    continue;
+                }
                 _ => continue,
             };
             if !self.leaving {
@@ -208,6 +235,9 @@ impl Machine for Linux {
     fn finish(&mut self, stage: Stage) -> Finished {
         loop {
             if let Some(finished) = self.finished.remove(&stage) {
+                if stage == Stage::Health && finished.result.is_ok() {
+                    self.trial_until = None;
+                }
                 return finished;
             }
             if !self.children.iter().any(|child| child.is(stage)) {
@@ -225,8 +255,15 @@ impl Machine for Linux {
 
     fn sleep(&mut self, wait: Duration) {
         let until = uptime() + wait;
-        while let Some(left) = until.checked_sub(uptime()).filter(|left| !left.is_zero()) {
+        // Asked for while something ran: that has been the attempt.
+        self.hurried = false;
+        while let Some(left) = until.checked_sub(uptime()).filter(|left| !left.is_zero())
+            && !self.hurried
+        {
             self.turn(left);
+        }
+        if self.hurried && !self.leaving {
+            tell(self, "retry", "somebody asks for the next attempt now");
         }
     }
 
@@ -255,8 +292,16 @@ impl Machine for Linux {
         self.log.append(&event.to_json_line());
     }
 
+    fn attend(&mut self) {
+        if !self.services.contains_key(&Stage::Safe) {
+            self.attending = true;
+            self.start_service(Stage::Safe);
+        }
+    }
+
     fn open_safe_mode(&mut self, reason: &str, network: bool) {
         reason.clone_into(&mut self.reason);
+        self.attending = false;
         self.open_shells();
         if network && !self.services.contains_key(&Stage::Safe) {
             self.start_service(Stage::Safe);

@@ -91,6 +91,13 @@ impl Linux {
             announce(self, stage, &finished);
             return;
         }
+        if self.attending && stage == Stage::Safe {
+            // Without a key or a network that may log in, an installation is nobody's to watch.
+            self.services.remove(&stage);
+            self.attending = false;
+            say(self, "no sshd beside this");
+            return;
+        }
         if finished.took >= SETTLED {
             service.failures = 0;
         }
