@@ -112,27 +112,54 @@ impl Lab {
     /// # Errors
     /// Any of the steps.
     pub(crate) fn publish_release_with(&self, name: &str, bytes: u64) -> Result<PathBuf> {
-        let folder = self.folder.join(format!("release-with-{name}"));
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        let sparse = folder.join(name);
+        let sparse = self.folder.join(name);
         orrery_qemu::create_disk(&sparse, bytes).with_context(|| format!("making {}", sparse.display()))?;
         let sha256 = hash::file(&sparse)?;
         // In central's folder by its name, it need not be uploaded.
         let kept = self.central.data().join("artifacts").join(&sha256);
         fs::rename(&sparse, &kept).with_context(|| format!("moving an artifact to {}", kept.display()))?;
 
-        let usual = self.folder.join("release/manifest.json");
-        let text = fs::read(&usual).with_context(|| format!("reading {}", usual.display()))?;
-        let mut manifest: Value = serde_json::from_slice(&text).context("reading the release manifest")?;
-        let artifacts = manifest["artifacts"].as_array_mut().context("a manifest without artifacts")?;
-        artifacts.insert(0, json!({ "role": "image", "name": name, "ref": { "sha256": sha256, "size": bytes } }));
-        manifest["release"] = json!(format!("with-{name}"));
+        self.publish_changed_release(&format!("with-{name}"), |manifest| {
+            let artifacts = manifest["artifacts"].as_array_mut().context("a manifest without artifacts")?;
+            artifacts.insert(0, json!({ "role": "image", "name": name, "ref": { "sha256": sha256, "size": bytes } }));
+            Ok(())
+        })
+    }
+
+    /// Publishes what `change` makes of the usual release under the name `release`. Returns its signed manifest.
+    ///
+    /// # Errors
+    /// Any of the steps.
+    pub(crate) fn publish_changed_release(
+        &self,
+        release: &str,
+        change: impl FnOnce(&mut Value) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let folder = self.folder.join(format!("release-{release}"));
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let mut manifest = self.manifest()?;
+        manifest["release"] = json!(release);
+        change(&mut manifest)?;
         let unsigned = folder.join("manifest.json");
         fs::write(&unsigned, manifest.to_string()).with_context(|| format!("writing {}", unsigned.display()))?;
         self.orrery(["release", "sign", "--key"], [self.release_key(), unsigned])?;
         let signed = folder.join("manifest.signed");
         self.orrery(["release", "publish"], [&signed])?;
         Ok(signed)
+    }
+
+    /// The name of this installation's release.
+    ///
+    /// # Errors
+    /// Its manifest cannot be read.
+    pub(crate) fn release_name(&self) -> Result<String> {
+        Ok(self.manifest()?["release"].as_str().context("a release without a name")?.to_owned())
+    }
+
+    fn manifest(&self) -> Result<Value> {
+        let path = self.folder.join("release/manifest.json");
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&text).context("reading the release manifest")
     }
 
     /// What a script says unless something else is asked for.

@@ -25,6 +25,7 @@ mod setup;
 mod store;
 mod test;
 mod tidy;
+mod torture;
 mod ui;
 mod workspace;
 
@@ -68,6 +69,8 @@ enum Task {
     Bench(bench::Bench),
     /// Run what continuous integration runs: format, lints, tidy, tests, VM scenarios
     Test(test::Test),
+    /// Hurt machines at random moments, and demand that they recover
+    Torture(torture::Torture),
     /// Check the rules about the source that the compiler does not know
     ///
     /// Layers between crates, unsafe code in `sys` alone, file lengths, no names of machines, and that `protocol`
@@ -101,6 +104,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Demo(options) => demo::run(&workspace, &prepared(&workspace)?, options),
         Task::Bench(options) => bench::run(&workspace, &prepared(&workspace)?, options),
         Task::Test(options) => test::run(&workspace, options),
+        Task::Torture(options) => torture::run(&workspace, &prepared(&workspace)?, options),
         Task::Tidy => tidy::run(&workspace),
         Task::Clean { cache } => clean::run(&workspace, *cache),
     }

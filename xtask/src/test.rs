@@ -15,14 +15,14 @@ use crate::{
 /// Options of `cargo xtask test`.
 #[derive(Args)]
 pub(crate) struct Test {
-    /// Run only the VM scenarios whose name contains FILTER, fast or not, and nothing else
+    /// Run only the VM scenarios whose name contains a FILTER, fast or not, and nothing else
     #[arg(value_name = "FILTER")]
-    filter: Option<String>,
+    filters: Vec<String>,
     /// Run every VM scenario, not only the fast ones, and build all images twice to see that they are the same
-    #[arg(long, conflicts_with = "filter")]
+    #[arg(long, conflicts_with = "filters")]
     all: bool,
     /// Leave the VM scenarios out
-    #[arg(long, conflicts_with_all = ["filter", "all"])]
+    #[arg(long, conflicts_with_all = ["filters", "all"])]
     no_vm: bool,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Test {
 /// When one of them fails.
 pub(crate) fn run(workspace: &Workspace, options: &Test) -> Result<()> {
     setup::run(workspace)?;
-    if options.filter.is_none() {
+    if options.filters.is_empty() {
         cargo(workspace, "format", &["fmt", "--all", "--check"]).context("some files need `cargo fmt`")?;
         cargo(workspace, "lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
         tidy::run(workspace)?;
@@ -42,10 +42,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Test) -> Result<()> {
         return Ok(());
     }
     let images = image::run(workspace)?;
-    let choice = match &options.filter {
-        Some(filter) => Choice::Named(filter),
-        None if options.all => Choice::All,
-        None => Choice::Fast,
+    let choice = match &options.filters[..] {
+        [] if options.all => Choice::All,
+        [] => Choice::Fast,
+        filters => Choice::Named(filters),
     };
     scenarios::run(workspace, &images, choice)
 }

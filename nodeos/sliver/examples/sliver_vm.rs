@@ -8,21 +8,37 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
-    process::{ExitCode, Stdio},
-    time::Instant,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{ArtifactRef, Digest, ImageRef, Rspec, SliverSpec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
-use rustix::mount::{MountFlags, mount};
+use orrery_sys::namespace::{Fork, fork};
+use rustix::{
+    mount::{MountFlags, mount},
+    process::{DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions},
+    thread::ThreadNameSpaceType,
+};
+
+/// The first argument of [`prey`].
+const PREY: &str = "prey";
 
 fn main() -> ExitCode {
     if let Some(code) = internal_main(std::env::args_os()) {
         return code;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, first] = &arguments[..]
+        && word == PREY
+    {
+        let Err(error) = prey(first);
+        println!("    prey: {error:#}");
+        return ExitCode::FAILURE;
     }
     let result = run();
     match &result {
@@ -216,6 +232,7 @@ fn run() -> Result<()> {
         }
         Ok(())
     })?;
+    step("whoever enters without hiding is caught", || control(&slivers))?;
     step("whoever enters is not caught", || {
         // Most are stopped too late to be missed by whoever entered.
         for _ in 0..15 {
@@ -305,12 +322,57 @@ while (1) {
 }
 "#;
 
-/// The sliver's root lies in wait for processes that come in. Returns whether it kept one from entering.
-fn hunt(slivers: &Slivers) -> Result<bool> {
+/// Starts the hunter as the sliver's root; it ends when it has caught somebody or given up.
+fn lie_in_wait(slivers: &Slivers) -> Result<Entered> {
     let stdio = [Stdio::piped(), Stdio::null(), Stdio::null()];
     let run = Run::Command("cat > /root/hunter; exec perl /root/hunter > /root/hunt 2>&1".into());
     let mut hunter = slivers.enter("test_two", EnterRequest { stdio, ..request(run) })?;
     hunter.child.stdin.take().context("no input")?.write_all(HUNTER.as_bytes())?;
+    Ok(hunter)
+}
+
+/// What [`hunt`] says is worth as much as this: the same hunter does catch who comes in unprotected.
+fn control(slivers: &Slivers) -> Result<()> {
+    let mut hunter = lie_in_wait(slivers)?;
+    let processes = fs::read_to_string("/sys/fs/cgroup/slivers/test_two/init/cgroup.procs")?;
+    let first = processes.lines().next().context("the sliver has no first process")?;
+    while hunter.child.try_wait()?.is_none() {
+        let mut prey = Command::new("/proc/self/exe").arg(PREY).arg(first).spawn()?;
+        let shown = Instant::now();
+        while hunter.child.try_wait()?.is_none() && shown.elapsed() < Duration::from_secs(2) {
+            std::thread::yield_now();
+        }
+        prey.kill()?;
+        prey.wait()?;
+    }
+    expect(slivers, "test_two", "cat /root/hunt", 0, "TRACED LOOKED").map(drop)
+}
+
+/// Comes into the sliver of the process `first` by the helper's way, and stays at its most delicate point: it is the sliver's
+/// root and not yet the sliver's program. Unlike the helper it may be traced.
+fn prey(first: &str) -> Result<std::convert::Infallible> {
+    let first = Pid::from_raw(first.parse()?).context("no PID")?;
+    let first = rustix::process::pidfd_open(first, PidfdFlags::empty())?;
+    let name_spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID;
+    rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_spaces).context("joining the namespaces")?;
+    if let Fork::Parent(child) = fork()? {
+        rustix::process::waitpid(Some(child), WaitOptions::empty())?;
+        bail!("it ended before it was killed");
+    }
+    rustix::thread::set_thread_groups(&[Gid::ROOT])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    // Becoming somebody else cleared the one and forbade the other.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The sliver's root lies in wait for processes that come in. Returns whether it kept one from entering.
+fn hunt(slivers: &Slivers) -> Result<bool> {
+    let mut hunter = lie_in_wait(slivers)?;
     let started = Instant::now();
     let mut entered = 0;
     let caught = 'hunt: loop {
