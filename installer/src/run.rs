@@ -2,18 +2,24 @@
 
 use std::path::Path;
 
-use orrery_protocol::{ArtifactRef, DiskRule, MAX_PAYLOAD, ReleaseArtifact, ReleaseManifest, TrustRoot};
+use orrery_protocol::{ArtifactRef, DiskRule, MAX_PAYLOAD, ReleaseArtifact, ReleaseManifest, TrustRoot, Waiver};
 
 use crate::{
     choose::choose,
     disk::Disk,
     error::InstallError,
-    fetch::{Local, Observer, Source, fetch, fetch_bytes, holds, sync_dir},
+    fetch::{Local, fetch, fetch_bytes, holds, sync_dir},
+    hardware::{self, Hardware},
+    here::Here,
     installed::{InstalledState, Slot, installed_slot, write_active, write_state},
-    layout::{BOOT_BYTES, BOOT_USABLE_BYTES, image_path, slot_file},
+    layout::{BOOT_BYTES, BOOT_USABLE_BYTES, image_path, images_folder, slot_file},
+    leftovers,
     linux::Mounted,
+    pieces::{Wanted, fetch_pieces},
     plan::Plan,
     probe::Content,
+    source::{Observer, Source},
+    unfinished::Unfinished,
 };
 
 /// The machine that is installed on.
@@ -38,6 +44,10 @@ pub trait Machine {
     /// # Errors
     /// One cannot be mounted.
     fn mount(&mut self, disk: &Disk) -> Result<(Self::Volume, Self::Volume), InstallError>;
+
+    /// Mounts a disk that was prepared before some power cut, repairing its file systems where that needs nobody's judgement.
+    /// `None`: it was not prepared, or is past that.
+    fn mount_again(&mut self, disk: &Disk) -> Option<(Self::Volume, Self::Volume)>;
 }
 
 /// A mounted file system.
@@ -63,8 +73,14 @@ pub struct Request<'a> {
     pub rule: &'a DiskRule,
     /// Whether foreign data may be overwritten.
     pub wipe: bool,
+    /// The serial of the script.
+    pub serial: u64,
     /// What the disk is to remember.
     pub state: InstalledState,
+    /// What the machine has.
+    pub hardware: Hardware,
+    /// What need not be fulfilled.
+    pub waivers: &'a [Waiver],
 }
 
 /// Proof that everything of a release is on the disk, verified, and its slot active.
@@ -101,15 +117,28 @@ pub fn install(
     let (disk, content) = choose(&disks, request.rule, request.wipe)?;
     // Everything that can be wrong without touching the disk is found out before it is touched.
     let release = Release::fetch(source, observer, &request)?;
+    hardware::check(request.hardware, Some(disk.size), &release.manifest.minimum, request.waivers)?;
     let plan = Plan { disk: disk.clone(), content: content.clone(), release: release.manifest.clone() };
     if plan.download_bytes() > disk.size.saturating_sub(BOOT_BYTES) {
         return Err(InstallError::DiskFull { path: disk.path.clone() });
     }
     release.check_slots(observer, &disk.partition(1))?;
-    observer.note(&format!("plan: {plan}"));
-    machine.prepare(disk)?;
-    let (boot, data) = machine.mount(disk)?;
-    release.write(source, observer, boot.path(), data.path(), Slot::A, request.state)
+    let mark = Unfinished { manifest: request.release.sha256, serial: request.serial };
+    let begun = (*content == Content::Ours).then(|| machine.mount_again(disk)).flatten();
+    let begun = begun.filter(|(boot, data)| mark.is_on(boot.path(), data.path()));
+    let (boot, data) = if let Some(volumes) = begun {
+        observer.note(&format!("going on with the installation of release {} on {}", plan.release.release, disk.name));
+        volumes
+    } else {
+        observer.note(&format!("plan: {plan}"));
+        machine.prepare(disk)?;
+        let volumes = machine.mount(disk)?;
+        mark.write(volumes.1.path())?;
+        volumes
+    };
+    let committed = release.write(source, observer, boot.path(), data.path(), Slot::A, request)?;
+    Unfinished::clear(data.path());
+    Ok(committed)
 }
 
 /// Writes a release into the slot that is not active, and makes that one active. Data stays.
@@ -126,9 +155,10 @@ pub fn rewrite_slot(
     // A damaged `active` names no slot that would have to be spared.
     let slot = installed_slot(boot).ok().flatten().map_or(Slot::A, Slot::other);
     let release = Release::fetch(source, observer, &request)?;
+    hardware::check(request.hardware, None, &release.manifest.minimum, request.waivers)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("repair: release {} into slot {}", release.manifest.release, slot.as_str()));
-    release.write(source, observer, boot, data, slot, request.state)
+    release.write(source, observer, boot, data, slot, request)
 }
 
 /// A manifest whose signatures were verified, with the envelope that proves it.
@@ -167,26 +197,22 @@ impl Release {
         boot: &Path,
         data: &Path,
         slot: Slot,
-        mut state: InstalledState,
+        request: Request<'_>,
     ) -> Result<Committed, InstallError> {
         for image in self.manifest.images() {
             let path = image_path(data, &image.content.sha256);
-            if !kept(observer, &image.content, &image.name, &path)? {
-                fetch(source, observer, &image.content, &image.name, &path)?;
-            }
+            obtain(source, observer, image, &image.name, &path, (boot, data))?;
         }
-        let files = [("kernel", self.manifest.kernel()), ("nodeos", self.manifest.node_os())];
-        for (name, ReleaseArtifact { content, .. }) in files {
+        for (name, artifact) in [("kernel", self.manifest.kernel()), ("nodeos", self.manifest.node_os())] {
             let path = slot_file(boot, slot, name);
             let active = slot_file(boot, slot.other(), name);
-            if kept(observer, content, name, &path)? {
-                continue;
-            }
-            if holds(&active, content) && fetch(&Local(&active), observer, content, name, &path).is_ok() {
+            if artifact.chunks.is_none() && !holds(&path, &artifact.content) && holds(&active, &artifact.content) {
+                kept(observer, &artifact.content, name, &path)?;
+                fetch(&Local(&active), observer, &artifact.content, name, &path)?;
                 observer.note(&format!("{name}: copied from slot {}", slot.other().as_str()));
                 continue;
             }
-            fetch(source, observer, content, name, &path)?;
+            obtain(source, observer, artifact, name, &path, (boot, data))?;
         }
         let path = slot_file(boot, slot, "manifest");
         std::fs::write(&path, &self.envelope)
@@ -195,11 +221,39 @@ impl Release {
         // All names up to the root have to be on the disk before one more name makes them count.
         path.ancestors().skip(1).take_while(|dir| dir.starts_with(boot)).try_for_each(sync_dir)?;
         path_sync(data)?;
+        let mut state = request.state;
         state.release = Some(self.manifest.release.clone());
         write_state(boot, &state)?;
         write_active(boot, slot)?;
+        if let Err(error) = leftovers::remove(boot, data, request.trust) {
+            observer.note(&format!("removing reference images that no slot needs: {error}"));
+        }
         Ok(Committed { release: self.manifest.release, slot })
     }
+}
+
+/// Makes `path` hold `artifact`: as it is, from pieces that are on the disk, or over the network.
+fn obtain(
+    source: &dyn Source,
+    observer: &dyn Observer,
+    artifact: &ReleaseArtifact,
+    name: &str,
+    path: &Path,
+    (boot, data): (&Path, &Path),
+) -> Result<(), InstallError> {
+    let content = artifact.content;
+    let Some(chunks) = artifact.chunks else {
+        if !kept(observer, &content, name, path)? {
+            fetch(source, observer, &content, name, path)?;
+        }
+        return Ok(());
+    };
+    if holds(path, &content) {
+        return Ok(());
+    }
+    let here = Here::installed(boot, &images_folder(data));
+    let wanted = Wanted { artifact: content, chunks, name, path };
+    fetch_pieces(source, observer, &wanted, &here).map(drop)
 }
 
 /// Whether `path` holds `content` already. If it holds anything else, that goes: its space is needed, and nothing proven is lost.
@@ -273,6 +327,10 @@ mod tests {
         fn mount(&mut self, _: &Disk) -> Result<(PathBuf, PathBuf), InstallError> {
             Ok((self.root.path().join("boot"), self.root.path().join("data")))
         }
+
+        fn mount_again(&mut self, disk: &Disk) -> Option<(PathBuf, PathBuf)> {
+            self.root.path().join("data").exists().then(|| self.mount(disk).unwrap())
+        }
     }
 
     struct World {
@@ -320,7 +378,17 @@ mod tests {
     fn request<'a>(world: &'a World, rule: &'a DiskRule) -> Request<'a> {
         let mut state = InstalledState::default();
         state.accept(ScriptKind::Install, 7);
-        Request { release: world.release, trust: &world.trust, rule, wipe: false, state }
+        let hardware = Hardware { memory: 512 << 20, cpus: 1 };
+        Request {
+            release: world.release,
+            trust: &world.trust,
+            rule,
+            wipe: false,
+            serial: 7,
+            state,
+            hardware,
+            waivers: &[],
+        }
     }
 
     #[test]
