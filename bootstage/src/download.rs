@@ -1,8 +1,9 @@
-//! Central as the installer's source of artifacts, and the console as its observer.
+//! Mirrors and central as the installer's source of artifacts, and the console as its observer.
 
 use std::{
     cell::{Cell, RefCell},
     io::{self, Read},
+    ops::Range,
     thread,
     time::{Duration, Instant},
 };
@@ -10,38 +11,76 @@ use std::{
 use orrery_init_api::{FailureClass, Stage};
 use orrery_installer::{ChooseError, InstallError, Observer, Source, TransferError};
 use orrery_protocol::{ArtifactRef, NodeConfig};
-use orrery_transport::{ArtifactStream, Client, TransportError};
+use orrery_transport::{ArtifactStream, Client, Mirror, Resolver, TransportError};
 
-use crate::{StageFailure, central::client, events, failure::transport_class};
+use crate::{
+    StageFailure,
+    central::{client, name_servers},
+    events,
+    failure::transport_class,
+};
 
-/// The configured servers, in turn: the next one is asked after each failure.
+/// The script's mirrors in order, then the configured servers in turn. A mirror that failed or lied is not asked again.
 pub(crate) struct Servers {
+    mirrors: Vec<Mirror>,
     clients: Vec<Client>,
     next: Cell<usize>,
 }
 
 impl Servers {
-    pub(crate) fn new(config: &NodeConfig) -> Result<Self, StageFailure> {
+    /// A mirror whose URL makes no sense is told and left out: anybody else has what it would have had.
+    pub(crate) fn new(config: &NodeConfig, mirrors: &[String]) -> Result<Self, StageFailure> {
         let clients = config.central.urls.iter().map(|url| client(config, url)).collect::<Result<_, _>>()?;
-        Ok(Self { clients, next: Cell::new(0) })
+        let usable = |url: &String| {
+            let mirror = Mirror::new(url, &config.central.ca, Resolver::Servers(name_servers(config)));
+            mirror.inspect_err(|error| println!("leaving out a mirror: {error}")).ok()
+        };
+        Ok(Self { mirrors: mirrors.iter().filter_map(usable).collect(), clients, next: Cell::new(0) })
+    }
+
+    fn turn(&self) -> Turn<'_> {
+        let next = self.next.get();
+        match self.mirrors.get(next) {
+            Some(mirror) => Turn::Mirror(mirror),
+            None => Turn::Server(&self.clients[(next - self.mirrors.len()) % self.clients.len()]),
+        }
     }
 }
 
+/// Who is asked.
+enum Turn<'a> {
+    Mirror(&'a Mirror),
+    Server(&'a Client),
+}
+
 impl Source for Servers {
-    fn open(&self, artifact: &ArtifactRef, from: u64) -> Result<Box<dyn Read>, TransferError> {
-        let at = self.next.get();
-        let client = &self.clients[at % self.clients.len()];
-        match client.artifact(artifact, from) {
+    fn open(&self, artifact: &ArtifactRef, range: Range<u64>) -> Result<Box<dyn Read>, TransferError> {
+        let opened = match self.turn() {
+            Turn::Mirror(mirror) => mirror.artifact(artifact, range),
+            Turn::Server(client) => client.artifact_part(artifact, range),
+        };
+        match opened {
             Ok(stream) => Ok(Box::new(Explained(stream))),
             Err(error) => {
-                self.next.set(at + 1);
-                // With another server left, even a refusal is not the last word.
-                let last = at + 1 >= self.clients.len();
                 let mut error = transfer_error(&error);
-                error.transient |= !last;
+                // With another server left, even a refusal is not the last word.
+                error.transient |= self.next.get() + 1 < self.mirrors.len() + self.clients.len();
                 Err(error)
             }
         }
+    }
+
+    fn place(&self) -> String {
+        match self.turn() {
+            Turn::Mirror(mirror) => mirror.base_url().to_owned(),
+            Turn::Server(client) => client.base_url().to_owned(),
+        }
+    }
+
+    fn pass_over(&self) -> bool {
+        let mirror = matches!(self.turn(), Turn::Mirror(_));
+        self.next.set(self.next.get() + 1);
+        mirror
     }
 }
 
@@ -122,6 +161,8 @@ impl From<InstallError> for StageFailure {
             InstallError::Choose(ChooseError::ForeignData { .. }) => FailureClass::ForeignData,
             InstallError::Manifest(orrery_protocol::ManifestError::Envelope(_)) => FailureClass::Signature,
             InstallError::Manifest(_) | InstallError::ManifestTooLong(_) => FailureClass::Malformed,
+            InstallError::Index { .. } | InstallError::IndexTooLong { .. } => FailureClass::Malformed,
+            InstallError::Hardware(_) => FailureClass::Hardware,
             InstallError::Transfer { source, .. } => source.class.parse().unwrap_or(FailureClass::Http),
             InstallError::Mismatch { .. } => FailureClass::Tampered,
             InstallError::DiskFull { .. } => FailureClass::DiskFull,

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use orrery_init_api::CLOCK_PATH;
+use orrery_installer::Hardware;
 use orrery_protocol::{Facts, MemoryFacts, NicFacts, NodeConfig};
 
 use crate::{clock::ClockState, disks, files::read_json, handover, network};
@@ -23,7 +24,7 @@ pub(crate) fn gather(config: &NodeConfig) -> Facts {
         product: read("/sys/class/dmi/id/product_name"),
         serial: read("/sys/class/dmi/id/product_serial"),
         cpu_model: colon_value(&cpuinfo, "model name").unwrap_or_default().into(),
-        cpus: u32::try_from(cpuinfo.lines().filter(|l| l.starts_with("processor")).count()).unwrap_or(u32::MAX),
+        cpus: cpus(&cpuinfo),
         memory: MemoryFacts { total: kib(&meminfo, "MemTotal"), available: kib(&meminfo, "MemAvailable") },
         disks: disks::facts(),
         nics: nics(),
@@ -32,6 +33,15 @@ pub(crate) fn gather(config: &NodeConfig) -> Facts {
         groups: config.groups.clone(),
         ..Facts::default()
     }
+}
+
+/// What counts against a release's minimum.
+pub(crate) fn hardware() -> Hardware {
+    Hardware { memory: kib(&read("/proc/meminfo"), "MemTotal"), cpus: cpus(&read("/proc/cpuinfo")) }
+}
+
+fn cpus(cpuinfo: &str) -> u32 {
+    u32::try_from(cpuinfo.lines().filter(|l| l.starts_with("processor")).count()).unwrap_or(u32::MAX)
 }
 
 /// A short text file, without the space around it; empty if it cannot be read.

@@ -7,7 +7,7 @@ use orrery_protocol::{NodeConfig, ScriptKind};
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    verify,
+    facts, verify,
 };
 
 /// Installs what the script names; returns a sentence about it.
@@ -23,7 +23,18 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     state.forget_troubles();
     state.accept(ScriptKind::Install, script.serial());
     let trust = config.trust_root();
-    let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
-    let committed = install(&mut Linux, &Servers::new(config)?, &Teller::new(Stage::Install), request)?;
+    let waivers = script.waivers(config);
+    let request = Request {
+        release,
+        trust: &trust,
+        rule: &config.install.disk,
+        wipe: config.install.wipe,
+        serial: script.serial(),
+        state,
+        hardware: facts::hardware(),
+        waivers: &waivers,
+    };
+    let committed =
+        install(&mut Linux, &Servers::new(config, script.mirrors())?, &Teller::new(Stage::Install), request)?;
     Ok(format!("release {} in slot {}", committed.release(), committed.slot().as_str()))
 }

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    verify,
+    facts, verify,
 };
 
 #[derive(Debug, Error)]
@@ -47,8 +47,18 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let mut state = orrery_installer::read_state(boot.path()).unwrap_or_default();
     state.accept(script.kind(), script.serial());
     let trust = config.trust_root();
-    let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
-    let (servers, teller) = (Servers::new(config)?, Teller::new(Stage::Repair));
+    let waivers = script.waivers(config);
+    let request = Request {
+        release,
+        trust: &trust,
+        rule: &config.install.disk,
+        wipe: config.install.wipe,
+        serial: script.serial(),
+        state,
+        hardware: facts::hardware(),
+        waivers: &waivers,
+    };
+    let (servers, teller) = (Servers::new(config, script.mirrors())?, Teller::new(Stage::Repair));
     let committed = rewrite_slot(&servers, &teller, boot.path(), data.path(), request)?;
     Ok(format!("release {} in slot {}", committed.release(), committed.slot().as_str()))
 }

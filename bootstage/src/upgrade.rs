@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    verify,
+    facts, verify,
 };
 
 #[derive(Debug, Error)]
@@ -49,10 +49,19 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let data = disks::mount_data(config)?;
     let mut state = read_state(boot.path()).unwrap_or_default();
     state.accept(ScriptKind::Upgrade, script.serial());
-    let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
-    let (servers, teller) = (Servers::new(config)?, Teller::new(Stage::Upgrade));
+    let waivers = script.waivers(config);
+    let request = Request {
+        release,
+        trust: &trust,
+        rule: &config.install.disk,
+        wipe: config.install.wipe,
+        serial: script.serial(),
+        state,
+        hardware: facts::hardware(),
+        waivers: &waivers,
+    };
+    let (servers, teller) = (Servers::new(config, script.mirrors())?, Teller::new(Stage::Upgrade));
     let now = UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
-    let order = (script.serial(), now);
-    let committed = try_slot(&servers, &teller, boot.path(), data.path(), request, order)?;
+    let committed = try_slot(&servers, &teller, boot.path(), data.path(), request, now)?;
     Ok(format!("trial {} slot {}", committed.release(), committed.slot().as_str()))
 }

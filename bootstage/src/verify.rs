@@ -3,7 +3,9 @@
 use std::{fs, time::UNIX_EPOCH};
 
 use orrery_init_api::{FailureClass, PLAN_PATH, SCRIPT_PATH, Stage};
-use orrery_protocol::{ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused};
+use orrery_protocol::{
+    ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused, Waiver,
+};
 use thiserror::Error;
 
 use crate::{
@@ -27,6 +29,16 @@ impl VerifiedScript {
     /// Its serial.
     pub fn serial(&self) -> u64 {
         self.script.serial
+    }
+
+    /// Base URLs of mirrors, in order.
+    pub(crate) fn mirrors(&self) -> &[String] {
+        &self.script.mirrors
+    }
+
+    /// What need not be fulfilled, by the script or by the configuration.
+    pub(crate) fn waivers(&self, config: &NodeConfig) -> Vec<Waiver> {
+        [self.script.waivers.as_slice(), &config.waivers].concat()
     }
 
     /// The release it names, if it is a script of `kind`.

@@ -2,10 +2,12 @@
 
 use std::{io, path::PathBuf};
 
-use orrery_protocol::{ManifestError, Mismatch};
+use orrery_protocol::{ChunkIndexError, ManifestError, Mismatch, Waiver};
 use thiserror::Error;
 
-use crate::{choose::ChooseError, fetch::TransferError, installed::StateError, linux::MountError};
+use crate::{
+    choose::ChooseError, hardware::Shortfalls, installed::StateError, linux::MountError, source::TransferError,
+};
 
 /// A failed installation or repair.
 #[derive(Debug, Error)]
@@ -19,6 +21,25 @@ pub enum InstallError {
     /// The manifest is longer than one may be.
     #[error("the release manifest claims {0} bytes")]
     ManifestTooLong(u64),
+    /// The machine is less than the release needs.
+    #[error("{0}; the waiver `{waiver}` lifts this", waiver = Waiver::MinimumHardware)]
+    Hardware(Shortfalls),
+    /// An artifact's chunk index makes no sense, though it is the one that was signed.
+    #[error("the release names an unusable chunk index of {name}: {error}")]
+    Index {
+        /// The artifact.
+        name: String,
+        /// What is wrong.
+        error: ChunkIndexError,
+    },
+    /// An artifact's chunk index is longer than one may be.
+    #[error("the chunk index of {name} claims {size} bytes")]
+    IndexTooLong {
+        /// The artifact.
+        name: String,
+        /// What is claimed, in bytes.
+        size: u64,
+    },
     /// An artifact did not arrive, whatever was tried.
     #[error("downloading {name}: {source}")]
     Transfer {

@@ -1,57 +1,24 @@
-//! Downloading an artifact: resumed after interruptions, started over after mismatches, and named by its digest only once
-//! that is proven.
+//! Downloading an artifact as a whole: resumed after interruptions, started over after mismatches, and named by its digest
+//! only once that is proven.
 
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
+    ops::Range,
     path::Path,
 };
 
 use orrery_protocol::ArtifactRef;
-use thiserror::Error;
 
 use crate::{
     error::InstallError,
+    source::{Observer, Patience, Source, TRIES, TransferError},
     verify::{VerifyError, copy_verified},
 };
 
-/// A failed transfer, in the words of whoever transfers.
-#[derive(Debug, Error)]
-#[error("{message}")]
-pub struct TransferError {
-    /// Its class, for whoever decides about recovery.
-    pub class: &'static str,
-    /// For people.
-    pub message: String,
-    /// Whether trying again may help.
-    pub transient: bool,
-}
-
-/// Where artifacts come from.
-pub trait Source {
-    /// The content of `artifact` from byte `from` on, unproven. Its read errors may hold a [`TransferError`].
-    ///
-    /// # Errors
-    /// [`TransferError`].
-    fn open(&self, artifact: &ArtifactRef, from: u64) -> Result<Box<dyn Read>, TransferError>;
-}
-
-/// Who is told, and who waits.
-pub trait Observer {
-    /// `done` of `total` bytes of `what` have arrived.
-    fn progress(&self, what: &str, done: u64, total: u64);
-    /// Something worth telling people and central.
-    fn note(&self, text: &str);
-    /// Waits before a transfer is tried again for the `failures`th time.
-    fn pause(&self, failures: u32);
-}
-
-/// Transfers that may fail in a row, and downloads that may not match.
-const TRIES: u32 = 3;
-/// Progress after which a transfer counts as working again.
-const PROGRESS: u64 = 1 << 20;
-/// Bytes after which they are made to reach the disk: dirty memory stays bounded, whatever the disk's speed.
-const PACE: u64 = 16 << 20;
+/// Bytes after which they are made to reach the disk: dirty memory stays bounded, whatever the disk's speed, and so does what
+/// a power cut costs.
+pub(crate) const PACE: u64 = 8 << 20;
 
 /// Downloads `artifact` to `path`, which appears only when its content is proven and on the disk.
 ///
@@ -90,14 +57,32 @@ fn fetch_part(
         reserve(&file, artifact.size).map_err(|e| InstallError::io("reserving space for", part, e))?;
         match download(source, observer, artifact, name, paced(&file)) {
             Ok(()) => return file.sync_all().map_err(|e| InstallError::io("writing", part, e)),
-            Err(VerifyError::Mismatch(mismatch)) if tries < TRIES => {
-                observer.note(&format!("{name} {mismatch}; downloading it again ({tries} of {TRIES})"));
-                observer.pause(tries);
-                tries += 1;
-            }
-            Err(error) => return Err(sort(error, name, part)),
+            Err(error) => mistrust(source, observer, name, error, &mut tries).map_err(|e| sort(e, name, part))?,
         }
     }
+}
+
+/// Whoever served what does not match is passed over; with nobody else to ask, `tries` counts up to the end. Any other error
+/// is the last word.
+fn mistrust(
+    source: &dyn Source,
+    observer: &dyn Observer,
+    name: &str,
+    error: VerifyError,
+    tries: &mut u32,
+) -> Result<(), VerifyError> {
+    let VerifyError::Mismatch(mismatch) = error else { return Err(error) };
+    let place = source.place();
+    if source.pass_over() {
+        observer.note(&format!("{name} {mismatch}; passing over {place}, downloading it again elsewhere"));
+    } else if *tries < TRIES {
+        observer.note(&format!("{name} {mismatch}; downloading it again ({tries} of {TRIES})"));
+        observer.pause(*tries);
+        *tries += 1;
+    } else {
+        return Err(VerifyError::Mismatch(mismatch));
+    }
+    Ok(())
 }
 
 /// Whether `path` holds `artifact`, by its content. What cannot be read does not.
@@ -112,13 +97,21 @@ pub(crate) fn holds(path: &Path, artifact: &ArtifactRef) -> bool {
 pub(crate) struct Local<'a>(pub(crate) &'a Path);
 
 impl Source for Local<'_> {
-    fn open(&self, _: &ArtifactRef, from: u64) -> Result<Box<dyn Read>, TransferError> {
+    fn open(&self, _: &ArtifactRef, range: Range<u64>) -> Result<Box<dyn Read>, TransferError> {
         let open = || {
             let mut file = File::open(self.0)?;
-            file.seek(SeekFrom::Start(from))?;
+            file.seek(SeekFrom::Start(range.start))?;
             Ok(Box::new(file) as Box<dyn Read>)
         };
         open().map_err(|e: io::Error| TransferError { class: "io", message: e.to_string(), transient: false })
+    }
+
+    fn place(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    fn pass_over(&self) -> bool {
+        false
     }
 }
 
@@ -132,13 +125,20 @@ pub(crate) fn fetch_bytes(
     artifact: &ArtifactRef,
     name: &str,
 ) -> Result<Vec<u8>, InstallError> {
-    let mut bytes = Vec::new();
-    let sink = |chunk: &[u8]| {
-        bytes.extend_from_slice(chunk);
-        Ok(())
-    };
-    download(source, observer, artifact, name, sink).map_err(|e| sort(e, name, Path::new("memory")))?;
-    Ok(bytes)
+    let mut tries = 1;
+    loop {
+        let mut bytes = Vec::new();
+        let sink = |chunk: &[u8]| {
+            bytes.extend_from_slice(chunk);
+            Ok(())
+        };
+        match download(source, observer, artifact, name, sink) {
+            Ok(()) => return Ok(bytes),
+            Err(error) => {
+                mistrust(source, observer, name, error, &mut tries).map_err(|e| sort(e, name, Path::new("memory")))?
+            }
+        }
+    }
 }
 
 /// Makes a directory's entries reach the disk.
@@ -153,12 +153,13 @@ fn download(
     name: &str,
     sink: impl FnMut(&[u8]) -> io::Result<()> + Send,
 ) -> Result<(), VerifyError> {
-    let reader = Resuming { source, observer, artifact, name, stream: None, at: 0, failures: 0, failed_at: 0 };
+    let patience = Patience::new(source, observer, name);
+    let reader = Resuming { source, artifact, stream: None, at: 0, patience };
     copy_verified(reader, *artifact, sink, |done| observer.progress(name, done, artifact.size))
 }
 
 /// A full disk is better known before the download than after it.
-fn reserve(file: &File, size: u64) -> io::Result<()> {
+pub(crate) fn reserve(file: &File, size: u64) -> io::Result<()> {
     if size == 0 {
         return Ok(());
     }
@@ -182,49 +183,27 @@ fn paced(mut file: &File) -> impl FnMut(&[u8]) -> io::Result<()> + Send {
     }
 }
 
-fn sort(error: VerifyError, name: &str, path: &Path) -> InstallError {
+pub(crate) fn sort(error: VerifyError, name: &str, path: &Path) -> InstallError {
     match error {
-        VerifyError::Read(e) => InstallError::Transfer { name: name.into(), source: transfer(e) },
+        VerifyError::Read(e) => InstallError::Transfer { name: name.into(), source: TransferError::within(e) },
         VerifyError::Write(e) => InstallError::io("writing", path, e),
         VerifyError::Mismatch(mismatch) => InstallError::Mismatch { name: name.into(), mismatch },
-    }
-}
-
-/// The transfer error inside a read error.
-fn transfer(error: io::Error) -> TransferError {
-    match error.downcast::<TransferError>() {
-        Ok(inner) => inner,
-        Err(other) => TransferError { class: "short-read", message: other.to_string(), transient: true },
     }
 }
 
 /// A stream that is opened again where it broke off.
 struct Resuming<'a> {
     source: &'a dyn Source,
-    observer: &'a dyn Observer,
     artifact: &'a ArtifactRef,
-    name: &'a str,
     stream: Option<Box<dyn Read>>,
     at: u64,
-    failures: u32,
-    failed_at: u64,
+    patience: Patience<'a>,
 }
 
 impl Resuming<'_> {
     fn failed(&mut self, error: TransferError) -> io::Result<()> {
         self.stream = None;
-        if self.at >= self.failed_at + PROGRESS {
-            self.failures = 0;
-        }
-        self.failures += 1;
-        self.failed_at = self.at;
-        if !error.transient || self.failures >= TRIES {
-            return Err(io::Error::other(error));
-        }
-        let Self { name, at, failures, .. } = self;
-        self.observer.note(&format!("{name}: {error}; going on from byte {at} ({failures} of {TRIES})"));
-        self.observer.pause(*failures);
-        Ok(())
+        self.patience.failed(error, self.at, self.at).map_err(io::Error::other)
     }
 }
 
@@ -237,23 +216,20 @@ impl Read for Resuming<'_> {
                 if self.at >= size && size > 0 {
                     return Ok(0);
                 }
-                match self.source.open(self.artifact, self.at) {
+                match self.source.open(self.artifact, self.at..size) {
                     Ok(stream) => self.stream = Some(stream),
                     Err(error) => self.failed(error)?,
                 }
                 continue;
             };
             match stream.read(buf) {
-                Ok(0) if self.at < size && !buf.is_empty() => {
-                    let message = format!("the stream ended after {} of {size} bytes", self.at);
-                    self.failed(TransferError { class: "short-read", message, transient: true })?;
-                }
+                Ok(0) if self.at < size && !buf.is_empty() => self.failed(TransferError::ended(self.at, size))?,
                 Ok(got) => {
                     self.at += got as u64;
                     return Ok(got);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => self.failed(transfer(e))?,
+                Err(e) => self.failed(TransferError::within(e))?,
             }
         }
     }
@@ -285,14 +261,16 @@ pub(crate) mod tests {
         pub(crate) artifacts: Vec<Vec<u8>>,
         pub(crate) deeds: RefCell<VecDeque<Deed>>,
         pub(crate) requests: RefCell<Vec<u64>>,
+        /// Mirrors before the server of the last resort. They share the deeds.
+        pub(crate) mirrors: Cell<u32>,
     }
 
     impl Source for Server {
-        fn open(&self, artifact: &ArtifactRef, from: u64) -> Result<Box<dyn Read>, TransferError> {
-            self.requests.borrow_mut().push(from);
+        fn open(&self, artifact: &ArtifactRef, range: Range<u64>) -> Result<Box<dyn Read>, TransferError> {
+            self.requests.borrow_mut().push(range.start);
             let gone = TransferError { class: "http", message: "404".into(), transient: false };
             let content = self.artifacts.iter().find(|a| Digest::of(a) == artifact.sha256).ok_or(gone)?;
-            let mut rest = content[from as usize..].to_vec();
+            let mut rest = content[range.start as usize..range.end as usize].to_vec();
             match self.deeds.borrow_mut().pop_front().unwrap_or(Deed::Serve) {
                 Deed::Serve => {}
                 Deed::BreakAfter(n) => rest.truncate(n),
@@ -302,6 +280,16 @@ pub(crate) mod tests {
                 }
             }
             Ok(Box::new(io::Cursor::new(rest)))
+        }
+
+        fn place(&self) -> String {
+            format!("server {}", self.mirrors.get())
+        }
+
+        fn pass_over(&self) -> bool {
+            let left = self.mirrors.get();
+            self.mirrors.set(left.saturating_sub(1));
+            left > 0
         }
     }
 

@@ -27,5 +27,10 @@ pub fn slot_file(boot: &Path, slot: Slot, file: &str) -> PathBuf {
 
 /// A downloaded reference image on the data partition mounted at `data`.
 pub fn image_path(data: &Path, image: &Digest) -> PathBuf {
-    data.join("images").join("incoming").join(image.to_string())
+    images_folder(data).join(image.to_string())
+}
+
+/// Where downloaded reference images are, on the data partition mounted at `data`.
+pub(crate) fn images_folder(data: &Path) -> PathBuf {
+    data.join("images").join("incoming")
 }

@@ -8,20 +8,27 @@ mod choose;
 mod disk;
 mod error;
 mod fetch;
+mod hardware;
+mod here;
 mod installed;
 mod layout;
+mod leftovers;
 mod linux;
+mod pieces;
 mod plan;
 mod probe;
 mod run;
+mod source;
 mod table;
 mod trial;
+mod unfinished;
 mod verify;
 
 pub use choose::{ChooseError, choose, fits};
 pub use disk::{Disk, discover};
 pub use error::InstallError;
-pub use fetch::{Observer, Source, TransferError, fetch};
+pub use fetch::fetch;
+pub use hardware::{Hardware, Shortfalls};
 pub use installed::{
     FailedUpgrade, InstalledState, Slot, StateError, UnknownSlot, installed_slot, read_state, write_active, write_state,
 };
@@ -30,6 +37,7 @@ pub use linux::{Linux, MountError, Mounted, find_partitions, mount_partition, pa
 pub use plan::Plan;
 pub use probe::{Content, probe};
 pub use run::{Committed, Machine, Request, Volume, install, rewrite_slot, try_slot};
+pub use source::{Observer, Source, TransferError};
 pub use trial::{
     Due, TRIAL_BOOTS, Trial, Wanted, due, failed_before, give_up_trial, promote, read_trial, release_in_slot,
     remove_trial, spend_boot, wanted, write_trial,

@@ -159,6 +159,29 @@ impl Machine for Linux {
         let data = mount_partition(&disk.partition(2), Path::new("/mnt/data"), "ext4", false, "prjquota")?;
         Ok((boot, data))
     }
+
+    fn mount_again(&mut self, disk: &Disk) -> Option<(Mounted, Mounted)> {
+        if !(ours(disk, 1, BOOT_LABEL) && ours(disk, 2, DATA_LABEL)) {
+            return None;
+        }
+        // A journal that was cut off is replayed by mounting.
+        self.mount(disk).ok().or_else(|| {
+            let repaired = [1, 2].into_iter().all(|number| repair_file_system(&disk.partition(number)));
+            repaired.then(|| self.mount(disk).ok()).flatten()
+        })
+    }
+}
+
+/// Whether partition `number` of `disk` has this name.
+fn ours(disk: &Disk, number: u32, name: &str) -> bool {
+    find_partitions(name).is_ok_and(|found| found.contains(&disk.partition(number)))
+}
+
+/// Whether e2fsck could make the file system sound by what needs nobody's judgement.
+fn repair_file_system(device: &Path) -> bool {
+    let run = Command::new("/sbin/e2fsck").arg("-p").arg(device).stdin(Stdio::null()).output();
+    // 1 and 2 say that errors were corrected (e2fsck(8)).
+    run.is_ok_and(|output| output.status.code().is_some_and(|code| code & !3 == 0))
 }
 
 fn random() -> io::Result<[[u8; 16]; 3]> {

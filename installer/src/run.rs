@@ -2,19 +2,25 @@
 
 use std::path::Path;
 
-use orrery_protocol::{ArtifactRef, DiskRule, MAX_PAYLOAD, ReleaseArtifact, ReleaseManifest, TrustRoot};
+use orrery_protocol::{ArtifactRef, DiskRule, MAX_PAYLOAD, ReleaseArtifact, ReleaseManifest, TrustRoot, Waiver};
 
 use crate::{
     choose::choose,
     disk::Disk,
     error::InstallError,
-    fetch::{Local, Observer, Source, fetch, fetch_bytes, holds, sync_dir},
+    fetch::{Local, fetch, fetch_bytes, holds, sync_dir},
+    hardware::{self, Hardware},
+    here::Here,
     installed::{InstalledState, Slot, installed_slot, write_active, write_state},
-    layout::{BOOT_BYTES, BOOT_USABLE_BYTES, image_path, slot_file},
+    layout::{BOOT_BYTES, BOOT_USABLE_BYTES, image_path, images_folder, slot_file},
+    leftovers,
     linux::Mounted,
+    pieces::{Wanted, fetch_pieces},
     plan::Plan,
     probe::Content,
+    source::{Observer, Source},
     trial::{TRIAL_BOOTS, Trial, remove_trial, write_trial},
+    unfinished::Unfinished,
 };
 
 /// The machine that is installed on.
@@ -39,6 +45,10 @@ pub trait Machine {
     /// # Errors
     /// One cannot be mounted.
     fn mount(&mut self, disk: &Disk) -> Result<(Self::Volume, Self::Volume), InstallError>;
+
+    /// Mounts a disk that was prepared before some power cut, repairing its file systems where that needs nobody's judgement.
+    /// `None`: it was not prepared, or is past that.
+    fn mount_again(&mut self, disk: &Disk) -> Option<(Self::Volume, Self::Volume)>;
 }
 
 /// A mounted file system.
@@ -64,8 +74,14 @@ pub struct Request<'a> {
     pub rule: &'a DiskRule,
     /// Whether foreign data may be overwritten.
     pub wipe: bool,
+    /// The serial of the script.
+    pub serial: u64,
     /// What the disk is to remember.
     pub state: InstalledState,
+    /// What the machine has.
+    pub hardware: Hardware,
+    /// What need not be fulfilled.
+    pub waivers: &'a [Waiver],
 }
 
 /// Proof that everything of a release is on the disk, verified, and its slot active or on trial.
@@ -102,15 +118,28 @@ pub fn install(
     let (disk, content) = choose(&disks, request.rule, request.wipe)?;
     // Everything that can be wrong without touching the disk is found out before it is touched.
     let release = Release::fetch(source, observer, &request)?;
+    hardware::check(request.hardware, Some(disk.size), &release.manifest.minimum, request.waivers)?;
     let plan = Plan { disk: disk.clone(), content: content.clone(), release: release.manifest.clone() };
     if plan.download_bytes() > disk.size.saturating_sub(BOOT_BYTES) {
         return Err(InstallError::DiskFull { path: disk.path.clone() });
     }
     release.check_slots(observer, &disk.partition(1))?;
-    observer.note(&format!("plan: {plan}"));
-    machine.prepare(disk)?;
-    let (boot, data) = machine.mount(disk)?;
-    release.write(source, observer, boot.path(), data.path(), Slot::A, request.state, Commit::Active)
+    let mark = Unfinished { manifest: request.release.sha256, serial: request.serial };
+    let begun = (*content == Content::Ours).then(|| machine.mount_again(disk)).flatten();
+    let begun = begun.filter(|(boot, data)| mark.is_on(boot.path(), data.path()));
+    let (boot, data) = if let Some(volumes) = begun {
+        observer.note(&format!("going on with the installation of release {} on {}", plan.release.release, disk.name));
+        volumes
+    } else {
+        observer.note(&format!("plan: {plan}"));
+        machine.prepare(disk)?;
+        let volumes = machine.mount(disk)?;
+        mark.write(volumes.1.path())?;
+        volumes
+    };
+    let committed = release.write(source, observer, boot.path(), data.path(), Slot::A, request, Commit::Active)?;
+    Unfinished::clear(data.path());
+    Ok(committed)
 }
 
 /// Writes a release into the slot that is not active, and makes that one active. Data stays.
@@ -127,13 +156,14 @@ pub fn rewrite_slot(
     // A damaged `active` names no slot that would have to be spared.
     let slot = installed_slot(boot).ok().flatten().map_or(Slot::A, Slot::other);
     let release = Release::fetch(source, observer, &request)?;
+    hardware::check(request.hardware, None, &release.manifest.minimum, request.waivers)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("repair: release {} into slot {}", release.manifest.release, slot.as_str()));
-    release.write(source, observer, boot, data, slot, request.state, Commit::Active)
+    release.write(source, observer, boot, data, slot, request, Commit::Active)
 }
 
-/// Writes a release into the slot that is not active, and arms a trial of it for a script of `serial`, at `now` in Unix
-/// seconds. The active slot and the data stay.
+/// Writes a release into the slot that is not active, and arms a trial of it at `now`, in Unix seconds. The active slot and
+/// the data stay.
 ///
 /// # Errors
 /// [`InstallError`]. There is no trial then.
@@ -143,14 +173,15 @@ pub fn try_slot(
     boot: &Path,
     data: &Path,
     request: Request<'_>,
-    (serial, now): (u64, u64),
+    now: u64,
 ) -> Result<Committed, InstallError> {
     let slot = installed_slot(boot)?.map_or(Slot::A, Slot::other);
     let release = Release::fetch(source, observer, &request)?;
+    hardware::check(request.hardware, None, &release.manifest.minimum, request.waivers)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("upgrade: release {} into slot {}, on trial", release.manifest.release, slot.as_str()));
-    let commit = Commit::Trial { manifest: request.release, serial, now };
-    release.write(source, observer, boot, data, slot, request.state, commit)
+    let commit = Commit::Trial { manifest: request.release, serial: request.serial, now };
+    release.write(source, observer, boot, data, slot, request, commit)
 }
 
 /// What makes a slot count that was written.
@@ -225,29 +256,25 @@ impl Release {
         boot: &Path,
         data: &Path,
         slot: Slot,
-        state: InstalledState,
+        request: Request<'_>,
         commit: Commit,
     ) -> Result<Committed, InstallError> {
         // Whatever was on trial in this slot is about to be overwritten.
         remove_trial(boot)?;
         for image in self.manifest.images() {
             let path = image_path(data, &image.content.sha256);
-            if !kept(observer, &image.content, &image.name, &path)? {
-                fetch(source, observer, &image.content, &image.name, &path)?;
-            }
+            obtain(source, observer, image, &image.name, &path, (boot, data))?;
         }
-        let files = [("kernel", self.manifest.kernel()), ("nodeos", self.manifest.node_os())];
-        for (name, ReleaseArtifact { content, .. }) in files {
+        for (name, artifact) in [("kernel", self.manifest.kernel()), ("nodeos", self.manifest.node_os())] {
             let path = slot_file(boot, slot, name);
             let active = slot_file(boot, slot.other(), name);
-            if kept(observer, content, name, &path)? {
-                continue;
-            }
-            if holds(&active, content) && fetch(&Local(&active), observer, content, name, &path).is_ok() {
+            if artifact.chunks.is_none() && !holds(&path, &artifact.content) && holds(&active, &artifact.content) {
+                kept(observer, &artifact.content, name, &path)?;
+                fetch(&Local(&active), observer, &artifact.content, name, &path)?;
                 observer.note(&format!("{name}: copied from slot {}", slot.other().as_str()));
                 continue;
             }
-            fetch(source, observer, content, name, &path)?;
+            obtain(source, observer, artifact, name, &path, (boot, data))?;
         }
         let path = slot_file(boot, slot, "manifest");
         std::fs::write(&path, &self.envelope)
@@ -256,9 +283,36 @@ impl Release {
         // All names up to the root have to be on the disk before one more name makes them count.
         path.ancestors().skip(1).take_while(|dir| dir.starts_with(boot)).try_for_each(sync_dir)?;
         path_sync(data)?;
-        commit.make(boot, slot, &self.manifest.release, state)?;
+        commit.make(boot, slot, &self.manifest.release, request.state)?;
+        if let Err(error) = leftovers::remove(boot, data, request.trust) {
+            observer.note(&format!("removing reference images that no slot needs: {error}"));
+        }
         Ok(Committed { release: self.manifest.release, slot })
     }
+}
+
+/// Makes `path` hold `artifact`: as it is, from pieces that are on the disk, or over the network.
+fn obtain(
+    source: &dyn Source,
+    observer: &dyn Observer,
+    artifact: &ReleaseArtifact,
+    name: &str,
+    path: &Path,
+    (boot, data): (&Path, &Path),
+) -> Result<(), InstallError> {
+    let content = artifact.content;
+    let Some(chunks) = artifact.chunks else {
+        if !kept(observer, &content, name, path)? {
+            fetch(source, observer, &content, name, path)?;
+        }
+        return Ok(());
+    };
+    if holds(path, &content) {
+        return Ok(());
+    }
+    let here = Here::installed(boot, &images_folder(data));
+    let wanted = Wanted { artifact: content, chunks, name, path };
+    fetch_pieces(source, observer, &wanted, &here).map(drop)
 }
 
 /// Whether `path` holds `content` already. If it holds anything else, that goes: its space is needed, and nothing proven is lost.
@@ -332,6 +386,10 @@ mod tests {
         fn mount(&mut self, _: &Disk) -> Result<(PathBuf, PathBuf), InstallError> {
             Ok((self.root.path().join("boot"), self.root.path().join("data")))
         }
+
+        fn mount_again(&mut self, disk: &Disk) -> Option<(PathBuf, PathBuf)> {
+            self.root.path().join("data").exists().then(|| self.mount(disk).unwrap())
+        }
     }
 
     struct World {
@@ -379,7 +437,17 @@ mod tests {
     fn request<'a>(world: &'a World, rule: &'a DiskRule) -> Request<'a> {
         let mut state = InstalledState::default();
         state.accept(ScriptKind::Install, 7);
-        Request { release: world.release, trust: &world.trust, rule, wipe: false, state }
+        let hardware = Hardware { memory: 512 << 20, cpus: 1 };
+        Request {
+            release: world.release,
+            trust: &world.trust,
+            rule,
+            wipe: false,
+            serial: 7,
+            state,
+            hardware,
+            waivers: &[],
+        }
     }
 
     #[test]
@@ -415,7 +483,7 @@ mod tests {
         fs::write(slot_file(&boot, Slot::A, "kernel"), b"kernal").unwrap();
         assert_eq!(at(1), Wanted::New);
 
-        let done = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), (3, 1000)).unwrap();
+        let done = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), 1000).unwrap();
         assert_eq!((done.release(), done.slot()), ("0.1.0", Slot::B));
         assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::A));
         assert_eq!(fs::read(slot_file(&boot, Slot::A, "kernel")).unwrap(), b"kernal");
@@ -426,7 +494,7 @@ mod tests {
         fs::write(slot_file(&boot, Slot::B, "kernel"), b"kernol").unwrap();
         world.server.deeds =
             RefCell::new([Deed::Serve, Deed::Garble, Deed::Garble, Deed::Garble, Deed::Garble, Deed::Garble].into());
-        let again = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), (4, 1000));
+        let again = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), 1000);
         assert!(again.is_err());
         assert_eq!(read_trial(&boot).unwrap(), None);
         assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::A));

@@ -4,10 +4,12 @@
 
 mod error;
 mod identity;
+mod mirror;
 mod resolve;
 
 use std::{
     io::{self, Read},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +25,7 @@ use ureq::{
 
 pub use error::TransportError;
 pub use identity::{Identity, IdentityError, spki_sha256};
+pub use mirror::Mirror;
 pub use resolve::{LookupError, Resolver, lookup};
 pub use ureq::http::Method;
 
@@ -59,29 +62,7 @@ impl Client {
         if !base.starts_with("https://") {
             return Err(TransportError::Setup { what: format!("{base} is not an https:// URL") });
         }
-        let ca = Certificate::from_pem(ca_pem.as_bytes())
-            .map_err(|e| TransportError::Setup { what: format!("the pinned CA certificate cannot be read: {e}") })?;
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .root_certs(RootCerts::new_with_certs(&[ca]))
-            .client_cert(Some(identity.client_cert()))
-            .unversioned_rustls_crypto_provider(Arc::new(tls13_provider()))
-            .build();
-        let config = Agent::config_builder()
-            .tls_config(tls)
-            .https_only(true)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(SILENCE_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .timeout_per_write(Some(SILENCE_TIMEOUT))
-            .input_buffer_size(128 * 1024)
-            .user_agent(concat!("orrery/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
+        let agent = agent(ca_pem, Some(identity), resolver, true)?;
         Ok(Self { base, agent })
     }
 
@@ -118,7 +99,7 @@ impl Client {
     /// [`TransportError`].
     pub fn send(&self, method: Method, path: &str, body: &impl Serialize) -> Result<(), TransportError> {
         let body = self.encode(path, body)?;
-        self.run(method, path, None, body).map(drop)
+        self.run(method, path, body).map(drop)
     }
 
     /// A request without a body whose answer is of no interest.
@@ -126,7 +107,7 @@ impl Client {
     /// # Errors
     /// [`TransportError`].
     pub fn call(&self, method: Method, path: &str) -> Result<(), TransportError> {
-        self.run(method, path, None, SendBody::none()).map(drop)
+        self.run(method, path, SendBody::none()).map(drop)
     }
 
     /// `POST` of a JSON value that is answered with bytes, at most `limit` of them.
@@ -135,7 +116,7 @@ impl Client {
     /// [`TransportError`].
     pub fn post_for_bytes(&self, path: &str, body: &impl Serialize, limit: u64) -> Result<Vec<u8>, TransportError> {
         let body = self.encode(path, body)?;
-        let response = self.run(Method::POST, path, None, body)?;
+        let response = self.run(Method::POST, path, body)?;
         self.read_all(path, response, limit)
     }
 
@@ -153,7 +134,7 @@ impl Client {
     /// # Errors
     /// [`TransportError`].
     pub fn put_stream(&self, path: &str, reader: &mut dyn Read) -> Result<(), TransportError> {
-        self.run(Method::PUT, path, None, SendBody::from_reader(reader)).map(drop)
+        self.run(Method::PUT, path, SendBody::from_reader(reader)).map(drop)
     }
 
     /// The content of an artifact from byte `from` on. What it yields is unproven.
@@ -161,18 +142,15 @@ impl Client {
     /// # Errors
     /// [`TransportError`].
     pub fn artifact(&self, artifact: &ArtifactRef, from: u64) -> Result<ArtifactStream, TransportError> {
-        let path = format!("/v1/artifacts/{}", artifact.sha256);
-        let response = self.run(Method::GET, &path, (from > 0).then_some(from), SendBody::none())?;
-        if from > 0 && response.status().as_u16() != 206 {
-            return Err(TransportError::Answer {
-                url: self.url(&path),
-                what: "the server ignored the range of a resumed download".into(),
-            });
-        }
-        let expected = artifact.size.saturating_sub(from);
-        // One byte more than named, so that a body that goes on is noticed by whoever verifies.
-        let reader = response.into_body().into_with_config().limit(expected + 1).reader();
-        Ok(ArtifactStream { url: self.url(&path), reader, received: 0, expected })
+        self.artifact_part(artifact, from..artifact.size.max(from))
+    }
+
+    /// The bytes `range` of an artifact. What it yields is unproven, and may go on after them.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn artifact_part(&self, artifact: &ArtifactRef, range: Range<u64>) -> Result<ArtifactStream, TransportError> {
+        artifact_stream(&self.agent, self.url(&format!("/v1/artifacts/{}", artifact.sha256)), artifact, range)
     }
 
     fn url(&self, path: &str) -> String {
@@ -184,7 +162,7 @@ impl Client {
     }
 
     fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: SendBody<'_>) -> Result<T, TransportError> {
-        let response = self.run(method, path, None, body)?;
+        let response = self.run(method, path, body)?;
         let bytes = self.read_all(path, response, MAX_JSON)?;
         serde_json::from_slice(&bytes).map_err(|e| TransportError::Answer {
             url: self.url(path),
@@ -192,22 +170,8 @@ impl Client {
         })
     }
 
-    fn run(
-        &self,
-        method: Method,
-        path: &str,
-        from: Option<u64>,
-        body: SendBody<'_>,
-    ) -> Result<Response<Body>, TransportError> {
-        let url = self.url(path);
-        let mut request = Request::builder().method(method).uri(&url);
-        if let Some(from) = from {
-            request = request.header("range", format!("bytes={from}-"));
-        }
-        let request = request.body(body).map_err(|e| TransportError::Setup { what: format!("{url}: {e}") })?;
-        let response = self.agent.run(request).map_err(|e| error::from_ureq(&url, 0, e))?;
-        let status = response.status();
-        if status.is_success() { Ok(response) } else { Err(refused(url, status.as_u16(), response)) }
+    fn run(&self, method: Method, path: &str, body: SendBody<'_>) -> Result<Response<Body>, TransportError> {
+        run(&self.agent, self.url(path), None, method, body)
     }
 
     fn read_all(&self, path: &str, response: Response<Body>, limit: u64) -> Result<Vec<u8>, TransportError> {
@@ -221,6 +185,77 @@ impl Client {
         }
         Ok(bytes)
     }
+}
+
+/// Speaks to servers that chain to the authority in `ca_pem`, as `identity` where there is one.
+fn agent(
+    ca_pem: &str,
+    identity: Option<&Identity>,
+    resolver: Resolver,
+    https_only: bool,
+) -> Result<Agent, TransportError> {
+    let ca = Certificate::from_pem(ca_pem.as_bytes())
+        .map_err(|e| TransportError::Setup { what: format!("the pinned CA certificate cannot be read: {e}") })?;
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(RootCerts::new_with_certs(&[ca]))
+        .client_cert(identity.map(Identity::client_cert))
+        .unversioned_rustls_crypto_provider(Arc::new(tls13_provider()))
+        .build();
+    let config = Agent::config_builder()
+        .tls_config(tls)
+        .https_only(https_only)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .timeout_resolve(Some(CONNECT_TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(SILENCE_TIMEOUT))
+        .timeout_per_read(Some(SILENCE_TIMEOUT))
+        .timeout_per_write(Some(SILENCE_TIMEOUT))
+        .input_buffer_size(128 * 1024)
+        .user_agent(concat!("orrery/", env!("CARGO_PKG_VERSION")))
+        .build();
+    Ok(Agent::with_parts(config, DefaultConnector::default(), resolver))
+}
+
+/// One request, answered with success.
+fn run(
+    agent: &Agent,
+    url: String,
+    range: Option<String>,
+    method: Method,
+    body: SendBody<'_>,
+) -> Result<Response<Body>, TransportError> {
+    let mut request = Request::builder().method(method).uri(&url);
+    if let Some(range) = range {
+        request = request.header("range", range);
+    }
+    let request = request.body(body).map_err(|e| TransportError::Setup { what: format!("{url}: {e}") })?;
+    let response = agent.run(request).map_err(|e| error::from_ureq(&url, 0, e))?;
+    let status = response.status();
+    if status.is_success() { Ok(response) } else { Err(refused(url, status.as_u16(), response)) }
+}
+
+/// The bytes `range` of `artifact`, which is at `url`. The whole is asked for without a range: that, any server can.
+fn artifact_stream(
+    agent: &Agent,
+    url: String,
+    artifact: &ArtifactRef,
+    range: Range<u64>,
+) -> Result<ArtifactStream, TransportError> {
+    let asked = match range.end < artifact.size {
+        true => Some(format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
+        false => (range.start > 0).then(|| format!("bytes={}-", range.start)),
+    };
+    let response = run(agent, url.clone(), asked, Method::GET, SendBody::none())?;
+    if range.start > 0 && response.status().as_u16() != 206 {
+        return Err(TransportError::Answer { url, what: "the server ignored the range that was asked for".into() });
+    }
+    let expected = range.end.saturating_sub(range.start);
+    // One byte more than named, so that a body that goes on is noticed by whoever verifies.
+    let reader = response.into_body().into_with_config().limit(expected + 1).reader();
+    Ok(ArtifactStream { url, reader, received: 0, expected })
 }
 
 /// ring, without anything older than TLS 1.3: a version that has no cipher suite is not offered.
