@@ -8,7 +8,7 @@ use axum::{
 };
 use orrery_central_api::{
     BootStateChange, NewNode, NodeDetail, NodeSummary, ReleaseRecord, ScriptRecord, SliceRecord, SliceSpec,
-    StoredEvent, peek,
+    StoredEvent, checked_groups, peek,
 };
 use orrery_protocol::{ArtifactRef, BootScript, PayloadType, ReleaseManifest, SliceName, is_node_id};
 use serde::Deserialize;
@@ -16,12 +16,13 @@ use serde::Deserialize;
 use crate::{
     api_error::ApiError,
     app::{App, Document, Json, Operator, Shared, parse},
+    boot_state,
     db::{
         nodes::{self, Added},
         published,
         slices::{self, Unresolved},
     },
-    now,
+    now, roots_api,
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -36,7 +37,7 @@ pub(crate) async fn list_nodes(State(app): Shared, _: Operator) -> Result<Answer
 pub(crate) async fn add_node(
     State(app): Shared,
     _: Operator,
-    Json(node): Json<NewNode>,
+    Json(mut node): Json<NewNode>,
 ) -> Result<(StatusCode, Answer<NodeDetail>)> {
     if !is_node_id(&node.id) {
         return Err(ApiError::bad_request("a node's id has 1 to 63 letters, digits, `-` or `.`"));
@@ -44,6 +45,8 @@ pub(crate) async fn add_node(
     if node.name.len() > 256 {
         return Err(ApiError::bad_request("a node's name has at most 256 bytes"));
     }
+    let groups = checked_groups(&node.groups);
+    node.groups = groups.map_err(|bad| ApiError::bad_request(format!("{bad:?} cannot name a group")))?;
     let id = node.id.clone();
     match app.db.run(move |db| nodes::add(db, &node, now())).await? {
         Added::Yes => Ok((StatusCode::CREATED, get_node(State(app), Operator, Path(id)).await?)),
@@ -69,9 +72,13 @@ pub(crate) async fn set_boot_state(
     Path(id): Path<String>,
     Json(change): Json<BootStateChange>,
 ) -> Result<StatusCode> {
-    let (name, state) = (id.clone(), change.boot_state);
-    let known = app.db.run(move |db| nodes::set_boot_state(db, &id, state)).await?;
-    tracing::info!(target: "audit", node = ?name, %state, known, "boot state asked for");
+    let (name, BootStateChange { boot_state: state, once }) = (id.clone(), change);
+    if once && !boot_state::can_be_once(state) {
+        return Err(ApiError::bad_request(format!("`{state}` cannot be asked for once; `boot` and `safe` can")));
+    }
+    let set = if once { nodes::set_once } else { nodes::set_boot_state };
+    let known = app.db.run(move |db| set(db, &id, state)).await?;
+    tracing::info!(target: "audit", node = ?name, %state, once, known, "boot state asked for");
     found(known, format_args!("node {name:?}"))
 }
 
@@ -160,7 +167,15 @@ pub(crate) async fn put_artifact(
     Path(sha256): Path<String>,
     body: Body,
 ) -> Result<(StatusCode, Answer<ArtifactRef>)> {
-    let artifact = app.artifacts.receive(parse(&sha256)?, body).await?;
+    let sha256 = match parse(&sha256) {
+        Ok(sha256) => sha256,
+        Err(refusal) => {
+            // A client that is still sending would see a broken connection instead of the refusal.
+            let _ = axum::body::to_bytes(body, 64 * 1024).await;
+            return Err(refusal);
+        }
+    };
+    let artifact = app.artifacts.receive(sha256, body).await?;
     Ok((StatusCode::CREATED, Answer(artifact)))
 }
 
@@ -169,7 +184,8 @@ pub(crate) async fn list_releases(State(app): Shared, _: Operator) -> Result<Ans
 }
 
 /// Publishes a signed manifest. Everything it names must be here already, so that no node is sent to fetch
-/// what does not exist. Signatures are for nodes to judge: central does not hold their trust root.
+/// what does not exist. Signatures are for nodes to judge; where a trust
+/// root was published, central knows what they would say.
 pub(crate) async fn put_release(
     State(app): Shared,
     _: Operator,
@@ -177,8 +193,9 @@ pub(crate) async fn put_release(
 ) -> Result<(StatusCode, Answer<ReleaseRecord>)> {
     let payload = payload(&envelope, PayloadType::ReleaseManifest)?;
     let manifest = ReleaseManifest::decode(payload).map_err(|e| ApiError::bad_request(e.to_string()))?;
-    let App { db, artifacts } = app;
+    let App { db, artifacts, .. } = app;
     let answer = db.run(move |db| -> Result<_> {
+        roots_api::vouched(db, &envelope, PayloadType::ReleaseManifest)?;
         let missing = manifest.artifacts.iter().filter(|a| !artifacts.has(&a.content));
         let missing: Vec<_> = missing.map(|a| format!("{} ({})", a.name, a.content.sha256)).collect();
         if !missing.is_empty() {
@@ -212,6 +229,7 @@ pub(crate) async fn put_script(
         return Err(ApiError::bad_request("serial or expiry is beyond 2^63"));
     }
     let publish = app.db.run(move |db| -> Result<_> {
+        roots_api::vouched(db, &envelope, PayloadType::BootScript)?;
         if let Some(release) = &script.release
             && !published::has_release(db, release)?
         {
@@ -224,7 +242,7 @@ pub(crate) async fn put_script(
     publish.await.map(|record| (StatusCode::CREATED, Answer(record)))
 }
 
-fn payload(envelope: &[u8], expected: PayloadType) -> Result<&[u8]> {
+pub(crate) fn payload(envelope: &[u8], expected: PayloadType) -> Result<&[u8]> {
     let peeked = peek(envelope).map_err(|e| ApiError::bad_request(e.to_string()))?;
     if peeked.payload_type != expected {
         return Err(ApiError::bad_request("the envelope holds another type of document"));

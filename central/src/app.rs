@@ -18,11 +18,15 @@ use crate::{
     admin_api,
     api_error::ApiError,
     artifacts::Artifacts,
+    authorities::Certificates,
+    day,
     db::{
         self, Database,
+        keys::{self, Standing},
         nodes::{self, KnownNode},
     },
-    node_api,
+    enrol_api::{self, WrongTokens},
+    fleet_api, node_api, now, roots_api,
     tls::ClientIdentity,
 };
 
@@ -36,6 +40,8 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct App {
     pub(crate) db: Database,
     pub(crate) artifacts: Artifacts,
+    pub(crate) certificates: Certificates,
+    pub(crate) wrong_tokens: WrongTokens,
 }
 
 /// All routes.
@@ -48,12 +54,22 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/node/events", post(node_api::events))
         .route("/v1/node/wanted", get(node_api::wanted))
         .route("/v1/node/status", post(node_api::status))
+        .route("/v1/node/log", post(node_api::log))
+        .route("/v1/enrol", post(enrol_api::enrol))
+        .route("/v1/enrol/confirm", post(enrol_api::confirm))
         .route_layer(middleware::from_fn(deadline));
     let admin = Router::new()
         .route("/v1/nodes", get(admin_api::list_nodes).post(admin_api::add_node))
         .route("/v1/nodes/{id}", get(admin_api::get_node).delete(admin_api::remove_node))
         .route("/v1/nodes/{id}/boot-state", put(admin_api::set_boot_state))
         .route("/v1/nodes/{id}/events", get(admin_api::node_events))
+        .route("/v1/nodes/{id}/groups", put(fleet_api::set_groups))
+        .route("/v1/nodes/{id}/keys", post(fleet_api::renew_key))
+        .route("/v1/nodes/{id}/log", get(fleet_api::node_log))
+        .route("/v1/nodes/{id}/reboot", post(fleet_api::reboot))
+        .route("/v1/enrolments", get(enrol_api::list).post(enrol_api::add))
+        .route("/v1/enrolments/{node}", delete(enrol_api::revoke))
+        .route("/v1/roots", get(roots_api::chain).put(roots_api::publish))
         .route("/v1/slices", get(admin_api::list_slices))
         .route("/v1/slices/{authority}/{name}", get(admin_api::get_slice).put(admin_api::put_slice))
         .route("/v1/slices/{authority}/{name}", delete(admin_api::remove_slice))
@@ -116,9 +132,21 @@ impl FromRequestParts<App> for Node {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let key = identity(parts)?;
-        let found = app.db.run(move |db| nodes::by_key(db, &key)).await?;
-        found.map(Self).ok_or_else(|| unknown_node(&key))
+        let found = app.db.run(move |db| match keys::owner(db, &key, now())? {
+            Some(owner) => match owner.standing {
+                Standing::Ended { replaced } => Err(key_replaced(&owner.node, replaced)),
+                Standing::Current | Standing::Grace { .. } => Ok(nodes::known(db, &owner.node)?),
+            },
+            None => Ok(None),
+        });
+        found.await?.map(Self).ok_or_else(|| unknown_node(&key))
     }
+}
+
+/// The refusal of a key that another one has taken the place of.
+pub(crate) fn key_replaced(node: &str, replaced: u64) -> ApiError {
+    let message = format!("the key of node {node} was replaced on {}: flash the medium made then", day(replaced));
+    ApiError::new(StatusCode::FORBIDDEN, "key-replaced", message)
 }
 
 /// The refusal of a key that no node has.
@@ -150,8 +178,15 @@ impl FromRequestParts<App> for Member {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let key = identity(parts)?;
-        let known =
-            app.db.run(move |db| Ok::<_, ApiError>(nodes::by_key(db, &key)?.is_some() || db::is_operator(db, &key)?));
+        let known = app.db.run(move |db| -> Result<bool, ApiError> {
+            match keys::owner(db, &key, now())? {
+                Some(keys::KeyOf { node, standing: Standing::Ended { replaced } }) => {
+                    Err(key_replaced(&node, replaced))
+                }
+                Some(_) => Ok(true),
+                None => Ok(db::is_operator(db, &key)?),
+            }
+        });
         if known.await? { Ok(Self) } else { Err(unknown_node(&key)) }
     }
 }

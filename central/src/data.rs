@@ -3,8 +3,8 @@
 //! ```text
 //! central.toml   host names of the server certificate
 //! central.db     SQLite
-//! ca.pem ca.key  the certificate authority
-//! server.pem     the server certificate with its key
+//! ca.pem ca.key  the first certificate authority; ca-2.pem and ca-2.key the second, and so on
+//! server.pem     the server certificate with its key, from the first authority; server-2.pem from the second
 //! artifacts/     content, by SHA-256; incoming/ below it for uploads under way
 //! operator/      what the first operator takes away
 //! lock           held by the running server
@@ -23,7 +23,7 @@ use thiserror::Error;
 use crate::{
     db::{Database, OpenError},
     now,
-    pki::{self, PkiError},
+    pki::{self, Authority, PkiError},
 };
 
 /// What [`init`] makes.
@@ -59,6 +59,9 @@ pub enum InitError {
     /// No host.
     #[error("name at least one host that nodes reach central by")]
     NoHost,
+    /// The folder of an earlier init.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -121,8 +124,8 @@ fn fill(folder: &Path, hosts: &[String], url: &str) -> Result<(), InitError> {
         let path = folder.join(name);
         write_file(&path, content.as_bytes(), 0o644).map_err(making(&path))
     };
-    pki::make_ca(folder, now())?;
-    pki::make_server(folder, hosts, now())?;
+    pki::make_ca(folder, Authority::FIRST, now())?;
+    pki::make_server(folder, Authority::FIRST, hosts, now())?;
     for name in ["artifacts", "artifacts/incoming", "operator"] {
         let path = folder.join(name);
         fs::create_dir(&path).map_err(making(&path))?;
@@ -134,6 +137,25 @@ fn fill(folder: &Path, hosts: &[String], url: &str) -> Result<(), InitError> {
     put("operator/operator.toml", &to_toml(&OperatorConfig { url, ca: "ca.pem", key: "operator.key" }))?;
     Database::create(&folder.join("central.db"), &operator, now())?;
     Ok(())
+}
+
+/// Makes the next certificate authority in a data folder, beside those that are there, and returns its certificate's file. The
+/// server may run meanwhile: it changes over when a trust root demands it.
+///
+/// # Errors
+/// The folder was not made by [`init`], or the files cannot be written.
+pub fn new_authority(data: &Path) -> Result<PathBuf, InitError> {
+    if !Authority::FIRST.certificate(data).exists() {
+        return Err(InitError::Data(DataError::NotInitialised(data.to_owned())));
+    }
+    let next = pki::next_authority(data);
+    pki::make_ca(data, next, now())?;
+    Ok(next.certificate(data))
+}
+
+/// The certificates of all authorities in a data folder, oldest first.
+pub fn authorities(data: &Path) -> Vec<PathBuf> {
+    pki::authorities(data).map(|authority| authority.certificate(data)).collect()
 }
 
 fn to_toml<T: Serialize>(value: &T) -> String {

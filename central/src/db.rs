@@ -1,7 +1,11 @@
 //! The database: opening, migrating, and running work on it off the async threads.
 
+pub(crate) mod enrolments;
+pub(crate) mod keys;
+pub(crate) mod logs;
 pub(crate) mod nodes;
 pub(crate) mod published;
+pub(crate) mod roots;
 pub(crate) mod slices;
 
 use std::{
@@ -21,7 +25,7 @@ const APPLICATION_ID: i32 = 0x4f72_7279;
 
 /// Each entry takes the schema one version further; the version is `PRAGMA user_version`. Entries that were
 /// released never change.
-const MIGRATIONS: &[&str] = &[include_str!("db/schema-1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("db/schema-1.sql"), include_str!("db/schema-2.sql")];
 
 /// Larger databases are not read through at every start.
 const CHECKED_BYTES: u64 = 64 << 20;
@@ -109,6 +113,12 @@ impl Database {
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
 
+    /// Runs `work` on this thread, which may block.
+    pub(crate) fn now<T, E>(&self, work: impl FnOnce(&mut Connection) -> Result<T, E>) -> Result<T, E> {
+        // A panic elsewhere rolled its transaction back; the connection is as good as before.
+        work(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
     /// Runs `work` on a thread that may block. It runs to its end even if the caller goes away.
     pub(crate) async fn run<T, E, F>(&self, work: F) -> Result<T, E>
     where
@@ -117,11 +127,7 @@ impl Database {
         E: Send + 'static,
     {
         let database = self.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            // A panic elsewhere rolled its transaction back; the connection is as good as before.
-            work(&mut database.0.lock().unwrap_or_else(|e| e.into_inner()))
-        });
-        match task.await {
+        match tokio::task::spawn_blocking(move || database.now(work)).await {
             Ok(result) => result,
             Err(e) => std::panic::resume_unwind(e.into_panic()),
         }
@@ -132,18 +138,20 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // An answer that says "done" must survive a power cut.
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)
+    connection.pragma_update(None, "synchronous", "FULL")
 }
 
+/// Brings the schema to its newest version; foreign keys hold from then on. They do not while it works: a table that is made
+/// anew must not take with it what refers to it (<https://www.sqlite.org/lang_altertable.html#otheralter>).
 fn migrate(connection: &mut Connection, from: usize) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "foreign_keys", false)?;
     for (index, sql) in MIGRATIONS.iter().enumerate().skip(from) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(sql)?;
         transaction.pragma_update(None, "user_version", index as i64 + 1)?;
         transaction.commit()?;
     }
-    Ok(())
+    connection.pragma_update(None, "foreign_keys", true)
 }
 
 /// Whether `spki` is an operator's key.
@@ -194,6 +202,29 @@ pub(crate) mod tests {
         configure(&connection).unwrap();
         migrate(&mut connection, 0).unwrap();
         connection
+    }
+
+    #[test]
+    fn nodes_keep_their_keys_and_events_across_the_second_schema() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(MIGRATIONS[0]).unwrap();
+        let spki = Digest([7; 32]);
+        let old = format!(
+            "INSERT INTO nodes (id, name, spki, boot_state, created) VALUES ('n1', 'One', '{spki}', 'boot', 5);
+             INSERT INTO events (node, received, digest, event) VALUES ('n1', 6, 'd', '{{}}');"
+        );
+        connection.execute_batch(&old).unwrap();
+        migrate(&mut connection, 1).unwrap();
+        let node = nodes::detail(&connection, "n1").unwrap().unwrap();
+        assert_eq!((node.summary.spki, node.summary.name.as_str(), node.summary.created), (Some(spki), "One", 5));
+        let events = |connection: &Connection| -> u32 {
+            connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(events(&connection), 1);
+        let broken = connection.prepare("PRAGMA foreign_key_check").unwrap().exists([]).unwrap();
+        assert!(!broken);
+        assert!(nodes::remove(&connection, "n1").unwrap());
+        assert_eq!(events(&connection), 0);
     }
 
     fn check(prepare: impl FnOnce(&Path), expect: &str) {

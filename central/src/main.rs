@@ -4,7 +4,7 @@ use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use orrery_central::{InitOptions, Server, init};
+use orrery_central::{InitOptions, Server, authority_files, init, new_authority};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -34,6 +34,12 @@ enum Command {
         #[arg(long, default_value_t = 8443)]
         port: u16,
     },
+    /// Certificate authorities: those the server may show certificates of.
+    Ca {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Ca,
+    },
     /// Serve nodes and operators until SIGTERM or SIGINT.
     Serve {
         /// The data folder.
@@ -48,10 +54,27 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Ca {
+    /// Make the next authority. The server uses it once a published trust update names it, and none made before it.
+    New {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+    },
+    /// List the certificates of all authorities, oldest first.
+    List {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
     let Arguments { command, json } = Arguments::parse();
     let result = match command {
         Command::Init { data, host, port } => make(&InitOptions { data, hosts: host, port }, json),
+        Command::Ca { command } => ca(&command, json),
         Command::Serve { data, listen, log } => serve(&data, &listen, &log, json),
     };
     match result {
@@ -75,6 +98,17 @@ fn make(options: &InitOptions, json: bool) -> Result<()> {
         made.operator.display(),
         made.data.display(),
     ))
+}
+
+fn ca(command: &Ca, json: bool) -> Result<()> {
+    let certificates = match command {
+        Ca::New { data } => vec![new_authority(data)?],
+        Ca::List { data } => authority_files(data),
+    };
+    if json {
+        return say(&json!(certificates).to_string());
+    }
+    certificates.iter().try_for_each(|path| say(&path.display().to_string()))
 }
 
 fn serve(data: &std::path::Path, listen: &[SocketAddr], log: &str, json: bool) -> Result<()> {

@@ -1,49 +1,106 @@
 //! What nodes ask and tell.
 
+use std::collections::HashSet;
+
 use axum::{
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use orrery_protocol::{BootState, Digest, EventBatch, Facts, NodeStatus, ScriptKind};
+use orrery_protocol::{BootState, Digest, EventBatch, Facts, LogBatch, NodeStatus};
 
 use crate::{
     api_error::ApiError,
-    app::{Json, Key, Member, Node, Shared, parse, unknown_node},
-    boot_state,
-    db::{nodes, published, slices},
+    app::{Json, Key, Member, Node, Shared, key_replaced, parse, unknown_node},
+    boot_state, day,
+    db::{
+        keys::{self, Standing},
+        logs,
+        nodes::{self, Contact},
+        published, slices,
+    },
     now,
 };
+
+/// One line for the people at a node.
+const NOTICE: HeaderName = HeaderName::from_static("orrery-notice");
+/// The longest line of a log that is kept, in bytes.
+const MAX_LOG_LINE: usize = 4096;
 
 /// `POST /v1/node/contact`: facts in, signed script out.
 pub(crate) async fn contact(State(app): Shared, Key(key): Key, Json(facts): Json<Facts>) -> Result<Response, ApiError> {
     let answer = app.db.run(move |db| {
-        let Some(node) = nodes::by_key(db, &key)? else {
+        let Some(owner) = keys::owner(db, &key, now())? else {
             // All an operator needs to add it, and nothing unbounded.
             let mut said = serde_json::to_string(&facts).unwrap_or_default();
             said.truncate(said.floor_char_boundary(4096));
             tracing::warn!(spki = %key, facts = ?said, "contact of an unknown node");
             return Err(unknown_node(&key));
         };
+        let notice = match owner.standing {
+            Standing::Current => None,
+            Standing::Grace { replaced, ends } => Some(format!(
+                "this medium's key was replaced on {}; it works until {}: flash the medium made then",
+                day(replaced),
+                day(ends)
+            )),
+            Standing::Ended { replaced } => {
+                tracing::warn!(node = owner.node, "contact by a key that was replaced");
+                return Err(key_replaced(&owner.node, replaced));
+            }
+        };
+        let node = nodes::known(db, &owner.node)?.ok_or_else(|| unknown_node(&key))?;
         if facts.node != node.id {
             let message = format!("this key belongs to node {}, the configuration says {:?}", node.id, facts.node);
             tracing::warn!(node = node.id, %message, "contact refused");
             return Err(ApiError::new(StatusCode::FORBIDDEN, "unknown-node", message));
         }
-        let kind = boot_state::script_kind(node.boot_state);
-        let script = published::script_for(db, kind, &node.id, now())?;
-        let installing = kind == ScriptKind::Install && script.is_some();
-        let level = boot_state::run_level_at_contact(kind);
-        nodes::contacted(db, &node.id, &facts, level, installing, now())?;
+        if keys::used(db, &key, now())?.is_some() {
+            tracing::info!(node = node.id, "the new key was used: the earlier ones end");
+        }
+        let (state, once) = boot_state::at_contact(node.boot_state, node.once, &facts.boot_id);
+        let kind = boot_state::script_kind(state);
+        // A group that the node's own configuration does not name would make it refuse the script.
+        let named: HashSet<_> = facts.groups.iter().collect();
+        let groups: Vec<_> = node.groups.into_iter().filter(|group| named.contains(group)).collect();
+        let script = published::script_for(db, kind, &node.id, &groups, now())?;
         let served = script.is_some();
-        tracing::info!(node = node.id, boot_state = %node.boot_state, %kind, served, boot_id = ?facts.boot_id, "contact");
-        script.ok_or_else(|| {
+        let handed_out = served && matches!(state, BootState::Reinstall | BootState::Upgrade);
+        let level = boot_state::run_level_at_contact(kind);
+        nodes::contacted(db, &node.id, &Contact { facts: &facts, level, handed_out, once }, now())?;
+        tracing::info!(node = node.id, boot_state = %state, %kind, served, boot_id = ?facts.boot_id, "contact");
+        let script = script.ok_or_else(|| {
             let message = format!("node {} is to be given a script of kind {kind}, and none is published", node.id);
             ApiError::new(StatusCode::NOT_FOUND, "no-script", message)
-        })
+        })?;
+        Ok((script, notice))
     });
-    let envelope: Vec<u8> = answer.await?;
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], envelope).into_response())
+    let (envelope, notice): (Vec<u8>, _) = answer.await?;
+    let mut response = ([(header::CONTENT_TYPE, "application/octet-stream")], envelope).into_response();
+    if let Some(notice) = notice.and_then(|notice| notice.parse().ok()) {
+        response.headers_mut().insert(NOTICE, notice);
+    }
+    Ok(response)
+}
+
+/// `POST /v1/node/log`.
+pub(crate) async fn log(
+    State(app): Shared,
+    Node(node): Node,
+    Json(mut batch): Json<LogBatch>,
+) -> Result<StatusCode, ApiError> {
+    let role_ok = ["boot", "node", "previous"].contains(&batch.role.as_str());
+    if !role_ok || batch.boot_id.is_empty() || batch.boot_id.len() > 128 || batch.boot_id.contains(char::is_control) {
+        return Err(ApiError::bad_request("a log has a boot id, and the role boot, node or previous"));
+    }
+    if batch.first > 1 << 52 {
+        return Err(ApiError::bad_request("no boot has so many lines"));
+    }
+    for line in &mut batch.lines {
+        line.truncate(line.floor_char_boundary(MAX_LOG_LINE));
+    }
+    app.db.run(move |db| logs::add(db, &node.id, &batch, now())).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /v1/node/events`.

@@ -1,7 +1,7 @@
 //! Central's certificates: a CA of its own, and the server certificate it signs.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -54,26 +54,72 @@ pub enum PkiError {
     Key(#[from] rustls::Error),
 }
 
-/// Makes a CA in `folder`: `ca.pem` and `ca.key`.
-pub(crate) fn make_ca(folder: &Path, now: u64) -> Result<(), PkiError> {
-    let key = KeyPair::generate()?;
-    let certificate = ca_params(now).self_signed(&key)?;
-    write(&folder.join("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
-    write(&folder.join("ca.pem"), certificate.pem().as_bytes(), 0o644)
+/// One of central's certificate authorities, by its number: the first is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Authority(u32);
+
+impl Authority {
+    /// The one that `init` makes.
+    pub(crate) const FIRST: Self = Self(1);
+
+    /// `stem`, or `stem-2` and so on for those that followed.
+    fn file(self, folder: &Path, stem: &str, extension: &str) -> PathBuf {
+        match self.0 {
+            1 => folder.join(format!("{stem}.{extension}")),
+            n => folder.join(format!("{stem}-{n}.{extension}")),
+        }
+    }
+
+    /// Its certificate's file.
+    pub(crate) fn certificate(self, folder: &Path) -> PathBuf {
+        self.file(folder, "ca", "pem")
+    }
 }
 
-/// Makes a server certificate for `hosts` in `folder`: `server.pem` and `server.key` in one file each.
-pub(crate) fn make_server(folder: &Path, hosts: &[String], now: u64) -> Result<(), PkiError> {
-    let ca_path = folder.join("ca.key");
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// All authorities of `folder`, oldest first.
+pub(crate) fn authorities(folder: &Path) -> impl Iterator<Item = Authority> {
+    (1..).map(Authority).take_while(|authority| authority.certificate(folder).exists())
+}
+
+/// The authority that would come next.
+pub(crate) fn next_authority(folder: &Path) -> Authority {
+    Authority(authorities(folder).last().map_or(1, |last| last.0 + 1))
+}
+
+/// An authority's certificate.
+pub(crate) fn authority_certificate(folder: &Path, authority: Authority) -> Result<CertificateDer<'static>, PkiError> {
+    let path = authority.certificate(folder);
+    CertificateDer::from_pem_slice(read(&path)?.as_bytes())
+        .map_err(|_| PkiError::Content { path, expected: "a certificate in PEM" })
+}
+
+/// Makes an authority in `folder`: a certificate and a key.
+pub(crate) fn make_ca(folder: &Path, authority: Authority, now: u64) -> Result<(), PkiError> {
+    let key = KeyPair::generate()?;
+    let certificate = ca_params(authority, now).self_signed(&key)?;
+    // The certificate last: the authority exists once it does.
+    write(&authority.file(folder, "ca", "key"), key.serialize_pem().as_bytes(), 0o600)?;
+    write(&authority.certificate(folder), certificate.pem().as_bytes(), 0o644)
+}
+
+/// Makes a server certificate for `hosts` in `folder`, with its key in the same file.
+pub(crate) fn make_server(folder: &Path, authority: Authority, hosts: &[String], now: u64) -> Result<(), PkiError> {
+    let ca_path = authority.file(folder, "ca", "key");
     let ca_key = KeyPair::from_pem(&read(&ca_path)?)
         .map_err(|_| PkiError::Content { path: ca_path, expected: "a private key in PEM" })?;
     // Issuing needs the CA's name and key only; both are the same in every renewal.
-    let issuer = Issuer::new(ca_params(now), ca_key);
+    let issuer = Issuer::new(ca_params(authority, now), ca_key);
     let key = KeyPair::generate()?;
     let certificate = server_params(hosts, now)?.signed_by(&key, &issuer)?;
     // Certificate and key in one file, so that they are replaced together.
     let both = format!("{}{}", certificate.pem(), key.serialize_pem());
-    write(&folder.join("server.pem"), both.as_bytes(), 0o600)
+    write(&authority.file(folder, "server", "pem"), both.as_bytes(), 0o600)
 }
 
 /// Makes an operator's key at `path`. Returns its identity.
@@ -83,15 +129,23 @@ pub(crate) fn make_operator(path: &Path) -> Result<Digest, PkiError> {
     Ok(Digest::of(&key.subject_public_key_info()))
 }
 
-/// Loads the server certificate of `folder`, renewed first if it is about to expire.
-pub(crate) fn load_server(folder: &Path, hosts: &[String], now: u64) -> Result<Arc<CertifiedKey>, PkiError> {
-    let path = folder.join("server.pem");
+/// Loads the server certificate from an authority of `folder`, renewed first if it is about to expire.
+pub(crate) fn load_server(
+    folder: &Path,
+    authority: Authority,
+    hosts: &[String],
+    now: u64,
+) -> Result<Arc<CertifiedKey>, PkiError> {
+    let path = authority.file(folder, "server", "pem");
     if !path.exists() || expires(&path)? < now + RENEW_DAYS * DAY {
-        make_server(folder, hosts, now)?;
+        make_server(folder, authority, hosts, now)?;
         tracing::info!(?hosts, "server certificate renewed");
     }
-    if expires(&folder.join("ca.pem"))? < now + SERVER_DAYS * DAY {
-        tracing::warn!("the certificate authority expires in less than {SERVER_DAYS} days: plan new media");
+    if expires(&authority.certificate(folder))? < now + SERVER_DAYS * DAY {
+        tracing::warn!(
+            "the certificate authority expires in less than {SERVER_DAYS} days: make the next one with `orrery-central ca \
+             new` and publish a trust update that names it"
+        );
     }
     let pem = read(&path)?;
     let missing = || PkiError::Content { path: path.clone(), expected: "a certificate and its key in PEM" };
@@ -113,9 +167,13 @@ fn expires(path: &Path) -> Result<u64, PkiError> {
     Ok(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0))
 }
 
-fn ca_params(now: u64) -> CertificateParams {
+fn ca_params(authority: Authority, now: u64) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Orrery central CA");
+    let name = match authority {
+        Authority::FIRST => "Orrery central CA".to_owned(),
+        Authority(n) => format!("Orrery central CA {n}"),
+    };
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     valid_for(&mut params, now, CA_DAYS);
@@ -182,12 +240,12 @@ mod tests {
         let hosts = ["127.0.0.1".to_owned()];
         let path = folder.path().join("server.pem");
         let start = 1_800_000_000;
-        make_ca(folder.path(), start).unwrap();
-        make_server(folder.path(), &hosts, start).unwrap();
+        make_ca(folder.path(), Authority::FIRST, start).unwrap();
+        make_server(folder.path(), Authority::FIRST, &hosts, start).unwrap();
         let first = fs::read(&path).unwrap();
-        load_server(folder.path(), &hosts, start + 794 * DAY).unwrap();
+        load_server(folder.path(), Authority::FIRST, &hosts, start + 794 * DAY).unwrap();
         assert_eq!(fs::read(&path).unwrap(), first);
-        load_server(folder.path(), &hosts, start + 796 * DAY).unwrap();
+        load_server(folder.path(), Authority::FIRST, &hosts, start + 796 * DAY).unwrap();
         assert_ne!(fs::read(&path).unwrap(), first);
         assert_eq!(expires(&path).unwrap(), start + (796 + 825) * DAY);
     }

@@ -33,11 +33,13 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     app::{App, router},
     artifacts::Artifacts,
+    authorities::Certificates,
     data::{DataError, DataFolder},
     db::{Database, OpenError},
-    now,
-    pki::{self, PkiError},
-    tls::{self, ClientIdentity, CurrentCertificate},
+    enrol_api::WrongTokens,
+    pki::PkiError,
+    roots_api,
+    tls::{self, ClientIdentity},
 };
 
 /// Connections at a time, where the system allows as many; the rest wait in the kernel's queue.
@@ -62,6 +64,9 @@ pub enum ServeError {
     /// The database.
     #[error(transparent)]
     Database(#[from] OpenError),
+    /// The newest trust root.
+    #[error("reading the newest trust root: {0}")]
+    Roots(#[from] rusqlite::Error),
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -80,10 +85,12 @@ pub enum ServeError {
 
 /// A server that listens, and serves once it runs.
 pub struct Server {
-    data: DataFolder,
+    /// Held for its lock.
+    _data: DataFolder,
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
-    certificate: Arc<CurrentCertificate>,
+    certificates: Certificates,
+    db: Database,
     tls: TlsAcceptor,
     router: Router,
 }
@@ -96,8 +103,9 @@ impl Server {
     pub fn bind(data: &Path, listen: &[SocketAddr]) -> Result<Self, ServeError> {
         let data = DataFolder::open(data)?;
         let db = Database::open(&data.path().join("central.db"))?;
-        let certificate = CurrentCertificate::new(pki::load_server(data.path(), data.hosts(), now())?);
-        let tls = TlsAcceptor::from(Arc::new(tls::server_config(certificate.clone())?));
+        let allowed = db.now(roots_api::allowed_authorities)?;
+        let certificates = Certificates::load(data.path(), data.hosts(), allowed.as_deref())?;
+        let tls = TlsAcceptor::from(Arc::new(tls::server_config(certificates.current())?));
         let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
         for &address in listen {
             let failed = |source| ServeError::Listen { address, source };
@@ -106,8 +114,10 @@ impl Server {
             addresses.push(listener.local_addr().map_err(failed)?);
             listeners.push(listener);
         }
-        let router = router(App { db, artifacts: Artifacts::new(data.path().join("artifacts")) });
-        Ok(Self { data, listeners, addresses, certificate, tls, router })
+        let artifacts = Artifacts::new(data.path().join("artifacts"));
+        let app =
+            App { db: db.clone(), artifacts, certificates: certificates.clone(), wrong_tokens: WrongTokens::default() };
+        Ok(Self { _data: data, listeners, addresses, certificates, db, tls, router: router(app) })
     }
 
     /// Where the server listens.
@@ -120,7 +130,7 @@ impl Server {
     /// # Errors
     /// A listener cannot be used.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { data, listeners, addresses, certificate, tls, router } = self;
+        let Self { _data, listeners, addresses, certificates, db, tls, router } = self;
         let (stopping, watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(connection_limit()));
         let mut acceptors = JoinSet::new();
@@ -134,10 +144,7 @@ impl Server {
         loop {
             tokio::select! {
                 () = &mut stop => break,
-                _ = checks.tick() => match pki::load_server(data.path(), data.hosts(), now()) {
-                    Ok(key) => certificate.replace(key),
-                    Err(error) => tracing::error!(%error, "checking the server certificate failed"),
-                },
+                _ = checks.tick() => check_certificate(&db, &certificates).await,
             }
         }
         tracing::info!("stopping");
@@ -145,6 +152,17 @@ impl Server {
         let _ = stopping.send(true);
         while acceptors.join_next().await.is_some() {}
         Ok(())
+    }
+}
+
+/// Renews the server certificate in time.
+async fn check_certificate(db: &Database, certificates: &Certificates) {
+    let allowed = match db.run(roots_api::allowed_authorities).await {
+        Ok(allowed) => allowed,
+        Err(error) => return tracing::error!(%error, "reading the newest trust root failed"),
+    };
+    if let Err(error) = certificates.follow(allowed.as_deref()) {
+        tracing::error!(%error, "checking the server certificate failed");
     }
 }
 

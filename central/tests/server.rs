@@ -9,10 +9,15 @@ use std::{
 
 use axum::http::Method;
 use orrery_central::{InitOptions, ServeError, Server, init};
-use orrery_central_api::{BootStateChange, NewNode, NodeDetail, ReleaseRecord, ScriptRecord, SliceSpec, StoredEvent};
+use orrery_central_api::{
+    BootStateChange, EnrolmentRecord, EnrolmentStanding, GroupChange, KeyRecord, LogRecord, NewEnrolment, NewKey,
+    NewNode, NodeDetail, OnceRecord, RebootAsked, ReleaseRecord, RootRecord, ScriptRecord, SliceSpec, StoredEvent,
+    TokenUse, token_digest,
+};
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, Event, EventBatch, Facts, MinimumHardware, NodeStatus,
-    Outcome, PayloadType, ReleaseArtifact, ReleaseManifest, Rspec, RunLevel, ScriptKind, SigningKey, WantedState, sign,
+    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts,
+    LogBatch, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact, ReleaseManifest, Root, Rspec,
+    RunLevel, ScriptKind, SigningKey, TrustRoot, TrustUpdate, WantedState, sign,
 };
 use orrery_transport::{Client, Identity, Resolver, TransportError};
 use rcgen::KeyPair;
@@ -35,6 +40,10 @@ impl Central {
         let folder = tempfile::tempdir().unwrap();
         let options = InitOptions { data: data(folder.path()), hosts: vec!["127.0.0.1".to_owned()], port: 1 };
         init(&options).unwrap();
+        Self::serve(folder)
+    }
+
+    fn serve(folder: tempfile::TempDir) -> Self {
         let server = Server::bind(&data(folder.path()), &["127.0.0.1:0".parse().unwrap()]).unwrap();
         let address = server.addresses()[0];
         let (stop, stopped) = oneshot::channel();
@@ -54,10 +63,50 @@ impl Central {
     /// A registered node.
     fn node(&self, id: &str, boot_state: BootState) -> Client {
         let identity = new_identity();
-        let node = NewNode { id: id.to_owned(), name: String::new(), spki: identity.spki_sha256(), boot_state };
+        let node = NewNode {
+            id: id.to_owned(),
+            name: String::new(),
+            spki: identity.spki_sha256(),
+            groups: Vec::new(),
+            boot_state,
+        };
         let made: NodeDetail = self.operator.exchange(Method::POST, "/v1/nodes", &node).unwrap();
         assert_eq!((made.summary.id.as_str(), made.summary.boot_state), (id, boot_state));
         self.client(&identity)
+    }
+
+    /// A script for `target`.
+    fn script_for(&self, kind: ScriptKind, target: &str, serial: u64, release: Option<ArtifactRef>) -> Vec<u8> {
+        let script = BootScript { nodes: vec![target.to_owned()], serial, ..script(kind, release, u64::MAX >> 1) };
+        let envelope = sign(PayloadType::BootScript, &script.encode().unwrap(), &[&release_key()]).unwrap();
+        let _: ScriptRecord = self.operator.put_bytes("/v1/scripts", &envelope).unwrap();
+        envelope
+    }
+
+    fn set_state(&self, id: &str, boot_state: BootState, once: bool) -> Result<(), TransportError> {
+        let change = BootStateChange { boot_state, once };
+        self.operator.send(Method::PUT, &format!("/v1/nodes/{id}/boot-state"), &change)
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(data(self.folder.path()).join(name)).unwrap()
+    }
+
+    /// The same central after a restart.
+    fn restarted(mut self) -> Self {
+        self.end();
+        let spare = tempfile::tempdir().unwrap();
+        Self::serve(std::mem::replace(&mut self.folder, spare))
+    }
+
+    fn end(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.unwrap().unwrap();
+            }
+        }
     }
 
     fn detail(&self, id: &str) -> NodeDetail {
@@ -90,19 +139,7 @@ impl Central {
     }
 
     fn script(&self, kind: ScriptKind, release: Option<ArtifactRef>, expires: u64) -> Result<Vec<u8>, TransportError> {
-        let script = BootScript {
-            version: 1,
-            kind,
-            nodes: vec!["*".to_owned()],
-            serial: 1,
-            issued: 0,
-            expires,
-            release,
-            ssh_keys: Vec::new(),
-            networks: Vec::new(),
-            mirrors: Vec::new(),
-            waivers: Vec::new(),
-        };
+        let script = script(kind, release, expires);
         let envelope = sign(PayloadType::BootScript, &script.encode().unwrap(), &[&release_key()]).unwrap();
         let record: ScriptRecord = self.operator.put_bytes("/v1/scripts", &envelope)?;
         assert_eq!((record.kind, record.sha256), (kind, Digest::of(&envelope)));
@@ -112,13 +149,23 @@ impl Central {
 
 impl Drop for Central {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            if !std::thread::panicking() {
-                ended.unwrap().unwrap();
-            }
-        }
+        self.end();
+    }
+}
+
+fn script(kind: ScriptKind, release: Option<ArtifactRef>, expires: u64) -> BootScript {
+    BootScript {
+        version: 1,
+        kind,
+        nodes: vec!["*".to_owned()],
+        serial: 1,
+        issued: 0,
+        expires,
+        release,
+        ssh_keys: Vec::new(),
+        networks: Vec::new(),
+        mirrors: Vec::new(),
+        waivers: Vec::new(),
     }
 }
 
@@ -181,7 +228,7 @@ fn a_node_is_served_by_its_boot_state() {
     let boot = central.script(ScriptKind::Boot, Some(release), u64::MAX >> 1).unwrap();
     let safe = central.script(ScriptKind::Safe, None, u64::MAX >> 1).unwrap();
     let served = |state| {
-        let change = BootStateChange { boot_state: state };
+        let change = BootStateChange { boot_state: state, once: false };
         central.operator.send(Method::PUT, "/v1/nodes/n1/boot-state", &change).unwrap();
         contact(&node, &facts("n1", "b1")).unwrap()
     };
@@ -218,7 +265,7 @@ fn everyone_stays_in_their_role() {
     refused(stranger.get::<WantedState>("/v1/node/wanted"), (403, "unknown-node"));
     refused(node.get::<serde_json::Value>("/v1/nodes"), (403, "forbidden"));
     refused(stranger.get::<serde_json::Value>("/v1/nodes/n1"), (403, "forbidden"));
-    let change = BootStateChange { boot_state: BootState::Safe };
+    let change = BootStateChange { boot_state: BootState::Safe, once: false };
     refused(node.send(Method::PUT, "/v1/nodes/n1/boot-state", &change), (403, "forbidden"));
     let path = format!("/v1/artifacts/{}", Digest::of(b"x"));
     refused(node.put_bytes::<ArtifactRef>(&path, b"x"), (403, "forbidden"));
@@ -322,6 +369,275 @@ fn slices_become_the_wanted_state() {
     assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap(), WantedState::default());
     central.operator.call(Method::DELETE, "/v1/nodes/n1").unwrap();
     refused(node.get::<WantedState>("/v1/node/wanted"), (403, "unknown-node"));
+}
+
+#[test]
+fn a_state_may_count_for_one_boot() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Boot);
+    let release = central.release().envelope;
+    let boot = central.script(ScriptKind::Boot, Some(release), u64::MAX >> 1).unwrap();
+    let safe = central.script(ScriptKind::Safe, None, u64::MAX >> 1).unwrap();
+    let served = |boot_id: &str| contact(&node, &facts("n1", boot_id)).unwrap();
+    refused(central.set_state("n1", BootState::Reinstall, true), (400, "bad-request"));
+    central.set_state("n1", BootState::Safe, true).unwrap();
+    let once =
+        |boot_id: Option<&str>| Some(OnceRecord { boot_state: BootState::Safe, boot_id: boot_id.map(str::to_owned) });
+    assert_eq!(central.detail("n1").summary.once, once(None));
+    assert_eq!((served("b1"), served("b1")), (safe.clone(), safe.clone()));
+    assert_eq!(central.detail("n1").summary.once, once(Some("b1")));
+    assert_eq!(central.detail("n1").summary.boot_state, BootState::Boot);
+    assert_eq!((served("b2"), served("b1")), (boot.clone(), boot.clone()));
+    assert_eq!(central.detail("n1").summary.once, None);
+    // Saying what is wanted for good ends it, too.
+    central.set_state("n1", BootState::Safe, true).unwrap();
+    central.set_state("n1", BootState::Boot, false).unwrap();
+    assert_eq!(served("b3"), boot);
+}
+
+#[test]
+fn an_upgrade_ends_when_its_release_is_healthy() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Upgrade);
+    let release = central.release().envelope;
+    let upgrade = central.script(ScriptKind::Upgrade, Some(release), u64::MAX >> 1).unwrap();
+    assert_eq!(contact(&node, &facts("n1", "b1")).unwrap(), upgrade);
+    let say = |boot_id: &str, role: &str, stage: &str, outcome, message: &str| {
+        let [event] = <[Event; 1]>::try_from(installed(boot_id).events).unwrap();
+        let (role, stage, message) = (role.to_owned(), stage.to_owned(), message.to_owned());
+        let batch = EventBatch { events: vec![Event { role, stage, outcome, message, ..event }] };
+        node.send(Method::POST, "/v1/node/events", &batch).unwrap();
+        central.detail("n1").summary.boot_state
+    };
+    assert_eq!(say("b1", "boot", "upgrade", Outcome::Ok, "trial 0.2.0 slot b"), BootState::Upgrade);
+    assert_eq!(say("b1", "boot", "load", Outcome::Failed, "release 0.2.0 in slot b fell back"), BootState::Upgrade);
+    assert_eq!(say("b0", "node", "health", Outcome::Ok, "promoted 0.2.0 slot b"), BootState::Upgrade);
+    assert_eq!(say("b1", "node", "health", Outcome::Ok, "promoted 0.2.0 slot b"), BootState::Boot);
+}
+
+#[test]
+fn scripts_are_for_groups_that_both_sides_name() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Safe);
+    let all = central.script_for(ScriptKind::Safe, "*", 1, None);
+    let group = central.script_for(ScriptKind::Safe, "@spares", 2, None);
+    let served = |groups: &[&str]| {
+        let groups = groups.iter().map(|g| g.to_string()).collect();
+        contact(&node, &Facts { groups, ..facts("n1", "b1") }).unwrap()
+    };
+    assert_eq!(served(&["spares"]), all);
+    let set = |groups: &[&str]| {
+        let groups = groups.iter().map(|g| g.to_string()).collect();
+        central.operator.send(Method::PUT, "/v1/nodes/n1/groups", &GroupChange { groups })
+    };
+    refused(set(&["@spares"]), (400, "bad-request"));
+    set(&["spares", "site-a"]).unwrap();
+    assert_eq!(central.detail("n1").summary.groups, ["site-a", "spares"]);
+    assert_eq!(served(&["spares"]), group);
+    // A configuration without the group would refuse it.
+    assert_eq!(served(&[]), all);
+}
+
+#[test]
+fn trust_roots_move_the_server_to_another_authority() {
+    let central = Central::start();
+    let stranger = central.client(&new_identity());
+    let roots = |after: u64| stranger.get_bytes(&format!("/v1/roots?after={after}"), LIMIT).unwrap();
+    assert!(roots(0).is_empty());
+    let next_ca = orrery_central::new_authority(&data(central.folder.path())).unwrap();
+    let (old, new) = (central.file("ca.pem"), std::fs::read_to_string(next_ca).unwrap());
+    let key = |n: u8| SigningKey::from_scalar(&[n; 32]).unwrap();
+    let update = |serial, keys: &[u8], threshold, ca: &str, signers: &[u8]| {
+        let release_keys = keys.iter().map(|n| key(*n).public()).collect();
+        let ca = ca.to_owned();
+        let update = TrustUpdate { version: 1, serial, issued: 1, release_keys, release_threshold: threshold, ca };
+        let signers: Vec<_> = signers.iter().map(|n| key(*n)).collect();
+        sign(PayloadType::TrustUpdate, &update.encode().unwrap(), &signers.iter().collect::<Vec<_>>()).unwrap()
+    };
+    let put = |envelope: &[u8]| central.operator.put_bytes::<RootRecord>("/v1/roots", envelope);
+    let both = format!("{old}{new}");
+    let one = update(1, &[7, 8], 2, &both, &[7, 8]);
+    refused(stranger.put_bytes::<RootRecord>("/v1/roots", &one), (403, "forbidden"));
+    refused(put(&update(2, &[7, 8], 2, &both, &[7, 8])), (409, "serial"));
+    refused(put(&update(1, &[7, 8], 2, &both, &[7])), (409, "not-signed"));
+    let foreign = rcgen::generate_simple_self_signed(["x".to_owned()]).unwrap().cert.pem();
+    refused(put(&update(1, &[7], 1, &foreign, &[7])), (409, "unknown-authority"));
+    put(&one).unwrap();
+    assert_eq!(put(&one).unwrap().update.serial, 1);
+    assert_eq!(roots(0), one);
+
+    // Documents are held against the newest root from then on.
+    refused(central.script(ScriptKind::Safe, None, u64::MAX >> 1), (409, "not-signed"));
+
+    // The root that drops the old authority makes the server change over, and later starts begin there.
+    let reaches = |address: SocketAddr, ca: &str| {
+        let client = Client::new(&format!("https://{address}"), ca, &new_identity(), Resolver::System).unwrap();
+        client.get_bytes("/v1/roots?after=0", LIMIT)
+    };
+    assert!(matches!(reaches(central.address, &new), Err(TransportError::Tls { .. })));
+    assert_eq!(reaches(central.address, &both).unwrap(), one);
+    refused(put(&update(2, &[9], 1, &new, &[7, 9])), (409, "not-signed"));
+    let two = update(2, &[9], 1, &new, &[7, 8, 9]);
+    put(&two).unwrap();
+    let chain = [one.clone(), two.clone()].concat();
+    assert!(matches!(reaches(central.address, &old), Err(TransportError::Tls { .. })));
+    assert_eq!(reaches(central.address, &new).unwrap(), chain);
+    assert_eq!(reaches(central.address, &both).unwrap(), chain);
+    let again = central.restarted();
+    assert!(matches!(reaches(again.address, &old), Err(TransportError::Tls { .. })));
+    assert_eq!(reaches(again.address, &new).unwrap(), chain);
+
+    let medium = Root {
+        serial: 0,
+        trust: TrustRoot { keys: vec![key(7).public(), key(8).public()], threshold: 2 },
+        ca: old.clone(),
+    };
+    let (root, left) = medium.follow(&chain);
+    assert_eq!((root.serial, root.ca, left), (2, new, None));
+}
+
+#[test]
+fn a_machine_enrols_with_a_token_once() {
+    let central = Central::start();
+    let token = "AAAAA-BBBBB";
+    let new = NewEnrolment {
+        token: token_digest(token),
+        node: "n1".to_owned(),
+        name: "First".to_owned(),
+        groups: vec!["spares".to_owned()],
+        boot_state: BootState::Reinstall,
+        expires: u64::MAX >> 1,
+    };
+    let add = |new: &NewEnrolment| central.operator.exchange::<EnrolmentRecord>(Method::POST, "/v1/enrolments", new);
+    add(&new).unwrap();
+    refused(add(&new), (409, "exists"));
+    let late = NewEnrolment { token: token_digest("late"), node: "n2".to_owned(), expires: 1000, ..new.clone() };
+    add(&late).unwrap();
+    assert_eq!(central.detail("n1").summary.spki, None);
+
+    let (lost, kept, other) = (new_identity(), new_identity(), new_identity());
+    let enrol = |identity: &Identity, token: &str| {
+        let request = EnrolRequest { token: token.to_owned(), facts: facts("", "b1") };
+        central.client(identity).exchange::<Enrolled>(Method::POST, "/v1/enrol", &request)
+    };
+    let confirm = |identity: &Identity| {
+        let used = TokenUse { token: token.to_owned() };
+        central.client(identity).send(Method::POST, "/v1/enrol/confirm", &used)
+    };
+    refused(enrol(&other, "wrong"), (403, "enrolment"));
+    refused(enrol(&other, "late"), (403, "enrolment"));
+    refused(confirm(&kept), (403, "enrolment"));
+    // Power went before the first key was kept.
+    enrol(&lost, token).unwrap();
+    let enrolled = enrol(&kept, "aaaaa bbbbb").unwrap();
+    assert_eq!((enrolled.node.as_str(), enrolled.groups.as_slice()), ("n1", &["spares".to_owned()][..]));
+    refused(confirm(&lost), (403, "enrolment"));
+    refused(contact(&central.client(&kept), &facts("n1", "b1")), (403, "unknown-node"));
+    confirm(&kept).unwrap();
+    refused(contact(&central.client(&kept), &facts("n1", "b1")), (404, "no-script"));
+    assert_eq!(central.detail("n1").summary.spki, Some(kept.spki_sha256()));
+
+    // It is spent, but for the key that spent it: an answer may have been lost.
+    confirm(&kept).unwrap();
+    enrol(&kept, token).unwrap();
+    refused(enrol(&other, token), (403, "enrolment"));
+    refused(add(&NewEnrolment { token: token_digest("more"), ..new }), (409, "exists"));
+
+    let open = NewEnrolment { token: token_digest("open"), expires: u64::MAX >> 1, ..late };
+    add(&open).unwrap();
+    central.operator.call(Method::DELETE, "/v1/enrolments/n2").unwrap();
+    refused(central.operator.call(Method::DELETE, "/v1/enrolments/n2"), (404, "not-found"));
+    refused(enrol(&other, "open"), (403, "enrolment"));
+    let all: Vec<EnrolmentRecord> = central.operator.get("/v1/enrolments").unwrap();
+    let standing = |token: &str| all.iter().find(|e| e.token == token_digest(token)).unwrap().standing;
+    assert_eq!(standing(token), EnrolmentStanding::Spent);
+    assert_eq!((standing("open"), standing("late")), (EnrolmentStanding::Revoked, EnrolmentStanding::Revoked));
+}
+
+#[test]
+fn a_replaced_key_has_its_grace() {
+    let central = Central::start();
+    let old = central.node("n1", BootState::Safe);
+    central.script(ScriptKind::Safe, None, u64::MAX >> 1).unwrap();
+    let renew = |identity: &Identity, grace, end_grace| {
+        let new = NewKey { spki: identity.spki_sha256(), grace, end_grace };
+        central.operator.exchange::<Vec<KeyRecord>>(Method::POST, "/v1/nodes/n1/keys", &new)
+    };
+    let second = new_identity();
+    let keys = renew(&second, 3600, true).unwrap();
+    assert_eq!((keys[0].spki, keys[0].ends), (second.spki_sha256(), None));
+    assert_eq!(keys[1].ends.unwrap() - keys[1].replaced.unwrap(), 3600);
+    refused(renew(&second, 1, false), (409, "exists"));
+    refused(renew(&new_identity(), u64::MAX, false), (400, "bad-request"));
+    let at_contact = |client: &Client| {
+        client.post_for_answer("/v1/node/contact", &facts("n1", "b1"), LIMIT).map(|answer| answer.notice)
+    };
+    let notice = at_contact(&old).unwrap().unwrap();
+    assert!(notice.starts_with("this medium's key was replaced on 2"), "{notice}");
+    // The new key's first contact ends the old one's time, as it was asked to.
+    assert_eq!(at_contact(&central.client(&second)).unwrap(), None);
+    refused(contact(&old, &facts("n1", "b1")), (403, "key-replaced"));
+    refused(old.get::<WantedState>("/v1/node/wanted"), (403, "key-replaced"));
+    refused(old.call(Method::GET, &format!("/v1/artifacts/{}", Digest::of(b"x"))), (403, "key-replaced"));
+
+    let third = new_identity();
+    renew(&third, 3600, false).unwrap();
+    contact(&central.client(&third), &facts("n1", "b1")).unwrap();
+    assert!(at_contact(&central.client(&second)).unwrap().is_some());
+    renew(&new_identity(), 0, false).unwrap();
+    refused(contact(&central.client(&third), &facts("n1", "b1")), (403, "key-replaced"));
+}
+
+#[test]
+fn logs_are_kept_once() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Boot);
+    let post = |boot_id: &str, role: &str, first, lines: &[&str]| {
+        let lines = lines.iter().map(|l| l.to_string()).collect();
+        let batch = LogBatch { boot_id: boot_id.to_owned(), role: role.to_owned(), first, lines };
+        node.send(Method::POST, "/v1/node/log", &batch)
+    };
+    post("b1", "boot", 0, &["one", "two"]).unwrap();
+    post("b1", "boot", 1, &["two", "three"]).unwrap();
+    post("b2", "previous", 0, &["kernel panic"]).unwrap();
+    refused(post("b2", "else", 0, &["x"]), (400, "bad-request"));
+    let read = |query: &str| {
+        let records: Vec<LogRecord> = central.operator.get(&format!("/v1/nodes/n1/log?{query}")).unwrap();
+        records.into_iter().flat_map(|r| r.lines).collect::<Vec<_>>()
+    };
+    assert_eq!(read("boot=b1"), ["one", "two", "three"]);
+    assert_eq!(read("boot=last&role=boot"), ["one", "two", "three"]);
+    assert_eq!(read("role=previous"), ["kernel panic"]);
+    refused(node.get::<serde_json::Value>("/v1/nodes/n1/log"), (403, "forbidden"));
+    refused(central.operator.get::<serde_json::Value>("/v1/nodes/n2/log"), (404, "not-found"));
+}
+
+#[test]
+fn a_running_node_is_asked_to_restart_until_it_did() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Boot);
+    central.script(ScriptKind::Boot, Some(central.release().envelope), u64::MAX >> 1).unwrap();
+    let ask = || {
+        let nothing = serde_json::json!({});
+        central.operator.exchange::<RebootAsked>(Method::POST, "/v1/nodes/n1/reboot", &nothing)
+    };
+    let wanted = || node.get::<WantedState>("/v1/node/wanted").unwrap().reboot;
+    refused(ask(), (409, "not-running"));
+    let status = NodeStatus {
+        boot_id: "b1".to_owned(),
+        run_level: RunLevel::Running,
+        release: "0.1.0".to_owned(),
+        slot: "a".to_owned(),
+        offline: None,
+        ssh_host_key: SSH_KEY.to_owned(),
+        slivers: Vec::new(),
+    };
+    node.send(Method::POST, "/v1/node/status", &status).unwrap();
+    assert_eq!(ask().unwrap().boot_id, "b1");
+    assert_eq!(wanted().as_deref(), Some("b1"));
+    contact(&node, &facts("n1", "b2")).unwrap();
+    assert_eq!(wanted(), None);
+    refused(ask(), (409, "not-running"));
 }
 
 #[test]

@@ -148,9 +148,9 @@ pub(crate) fn run(context: &Context, command: Node) -> Result<()> {
             let paths: Vec<_> =
                 ids.iter().map(|id| Ok(format!("/v1/nodes/{}/boot-state", segment(id)?))).collect::<Result<_>>()?;
             for (done, path) in paths.iter().enumerate() {
-                client.send(Method::PUT, path, &BootStateChange { boot_state: state }).with_context(|| {
-                    format!("setting the state of {} (set before it: {})", ids[done], ids[..done].join(", "))
-                })?;
+                client.send(Method::PUT, path, &BootStateChange { boot_state: state, once: false }).with_context(
+                    || format!("setting the state of {} (set before it: {})", ids[done], ids[..done].join(", ")),
+                )?;
             }
             let value = json!({ "nodes": ids, "boot_state": state });
             context.print(&value, |_| format!("{}: {state}", ids.join(", ")))
@@ -172,7 +172,8 @@ impl Add {
         let text = toml::to_string_pretty(&config).context("writing the configuration as TOML")?;
         // The file is on the disk before central knows its key, so that no registered key is ever lost.
         let draft = Draft::new(&self.out, text.as_bytes(), Access::Secret)?;
-        let node = NewNode { id: self.id.clone(), name: self.name.clone(), spki, boot_state: self.state };
+        let node =
+            NewNode { id: self.id.clone(), name: self.name.clone(), spki, boot_state: self.state, groups: Vec::new() };
         let made: NodeDetail = context.client()?.exchange(Method::POST, "/v1/nodes", &node)?;
         draft.commit()?;
         let value = json!({ "node": made.summary, "config": self.out });
@@ -295,7 +296,7 @@ fn detail(node: &NodeDetail) -> String {
         ("wanted", s.boot_state.to_string()),
         ("run level", word(&s.run_level)),
         ("last seen", s.last_seen.map_or_else(|| "never".to_owned(), |t| format!("{} ({})", show_time(t), ago(t)))),
-        ("key", s.spki.to_string()),
+        ("key", s.spki.map_or_else(|| "none yet".to_owned(), |spki| spki.to_string())),
     ];
     if let Some(f) = &node.facts {
         rows.push(("machine", format!("{} {} (serial {}), {} firmware", f.vendor, f.product, f.serial, f.firmware)));

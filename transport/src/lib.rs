@@ -2,6 +2,7 @@
 //!
 //! Non-goals: any other server than central, redirects, proxies, cookies.
 
+mod date;
 mod error;
 mod identity;
 mod mirror;
@@ -19,12 +20,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
     Agent, Body, SendBody,
     http::{Request, Response},
-    tls::{Certificate, RootCerts, TlsConfig, TlsProvider},
+    tls::{PemItem, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider, parse_pem},
     unversioned::transport::DefaultConnector,
 };
 
 pub use error::TransportError;
-pub use identity::{Identity, IdentityError, spki_sha256};
+pub use identity::{Identity, IdentityError, new_key_pem, spki_sha256};
 pub use mirror::Mirror;
 pub use resolve::{LookupError, Resolver, lookup};
 pub use ureq::http::Method;
@@ -36,6 +37,20 @@ const MAX_JSON: u64 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the other side may stay silent.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The header by which central tells the people at a node something, in one line.
+const NOTICE_HEADER: &str = "orrery-notice";
+
+/// An answer, and what its headers say beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The body.
+    pub bytes: Vec<u8>,
+    /// A line for the people at the node.
+    pub notice: Option<String>,
+    /// The server's clock, in Unix seconds.
+    pub date: Option<u64>,
+}
 
 /// A client of one central. Keeps its connection.
 #[derive(Debug, Clone)]
@@ -53,17 +68,21 @@ pub struct ArtifactStream {
 }
 
 impl Client {
-    /// A client of the central at `base_url`, which must chain to the authority in `ca_pem`.
+    /// A client of the central at `base_url`, which must chain to one of the authorities in `ca_pem`, one after the other.
     ///
     /// # Errors
-    /// The URL is no `https://` URL, or the certificate is none.
+    /// The URL is no `https://` URL, or a certificate is none.
     pub fn new(base_url: &str, ca_pem: &str, identity: &Identity, resolver: Resolver) -> Result<Self, TransportError> {
+        let tls = tls().client_cert(Some(identity.client_cert())).root_certs(authorities(ca_pem)?);
+        Self::with_tls(base_url, tls.build(), resolver)
+    }
+
+    fn with_tls(base_url: &str, tls: TlsConfig, resolver: Resolver) -> Result<Self, TransportError> {
         let base = base_url.trim_end_matches('/').to_owned();
         if !base.starts_with("https://") {
             return Err(TransportError::Setup { what: format!("{base} is not an https:// URL") });
         }
-        let agent = agent(ca_pem, Some(identity), resolver, true)?;
-        Ok(Self { base, agent })
+        Ok(Self { base, agent: agent(tls, resolver, true) })
     }
 
     /// The base URL.
@@ -115,8 +134,27 @@ impl Client {
     /// # Errors
     /// [`TransportError`].
     pub fn post_for_bytes(&self, path: &str, body: &impl Serialize, limit: u64) -> Result<Vec<u8>, TransportError> {
+        self.post_for_answer(path, body, limit).map(|answer| answer.bytes)
+    }
+
+    /// As [`Client::post_for_bytes`], with what the answer's headers say.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn post_for_answer(&self, path: &str, body: &impl Serialize, limit: u64) -> Result<Answer, TransportError> {
         let body = self.encode(path, body)?;
         let response = self.run(Method::POST, path, body)?;
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (notice, date) = (header(NOTICE_HEADER), header("date").and_then(|text| date::unix_seconds(&text)));
+        Ok(Answer { bytes: self.read_all(path, response, limit)?, notice, date })
+    }
+
+    /// `GET` of bytes, at most `limit` of them.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn get_bytes(&self, path: &str, limit: u64) -> Result<Vec<u8>, TransportError> {
+        let response = self.run(Method::GET, path, SendBody::none())?;
         self.read_all(path, response, limit)
     }
 
@@ -187,21 +225,45 @@ impl Client {
     }
 }
 
-/// Speaks to servers that chain to the authority in `ca_pem`, as `identity` where there is one.
-fn agent(
-    ca_pem: &str,
-    identity: Option<&Identity>,
+/// `GET` of bytes, at most `limit` of them, from a server that proves nothing: whoever is on the way may have written them.
+///
+/// There is one use for this. A node whose medium pins an authority that its operator has replaced since cannot verify the
+/// server, and gets the signed updates that lead to the new authority this way. Nothing of the answer counts but
+/// the signatures in it; whoever meddles can only keep the node where it is.
+///
+/// # Errors
+/// [`TransportError`].
+pub fn get_bytes_unverified(
+    base_url: &str,
+    path: &str,
+    identity: &Identity,
     resolver: Resolver,
-    https_only: bool,
-) -> Result<Agent, TransportError> {
-    let ca = Certificate::from_pem(ca_pem.as_bytes())
-        .map_err(|e| TransportError::Setup { what: format!("the pinned CA certificate cannot be read: {e}") })?;
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .root_certs(RootCerts::new_with_certs(&[ca]))
-        .client_cert(identity.map(Identity::client_cert))
-        .unversioned_rustls_crypto_provider(Arc::new(tls13_provider()))
-        .build();
+    limit: u64,
+) -> Result<Vec<u8>, TransportError> {
+    let tls = tls().client_cert(Some(identity.client_cert())).disable_verification(true);
+    Client::with_tls(base_url, tls.build(), resolver)?.get_bytes(path, limit)
+}
+
+/// The certificates in `pem`, at least one.
+fn authorities(pem: &str) -> Result<RootCerts, TransportError> {
+    let refuse = |what: &dyn std::fmt::Display| TransportError::Setup {
+        what: format!("the pinned CA certificates cannot be read: {what}"),
+    };
+    let mut found = Vec::new();
+    for item in parse_pem(pem.as_bytes()) {
+        match item.map_err(|e| refuse(&e))? {
+            PemItem::Certificate(certificate) => found.push(certificate),
+            _ => return Err(refuse(&"there is something else among them")),
+        }
+    }
+    if found.is_empty() { Err(refuse(&"there is none")) } else { Ok(RootCerts::new_with_certs(&found)) }
+}
+
+fn tls() -> TlsConfigBuilder {
+    TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(Arc::new(tls13_provider()))
+}
+
+fn agent(tls: TlsConfig, resolver: Resolver, https_only: bool) -> Agent {
     let config = Agent::config_builder()
         .tls_config(tls)
         .https_only(https_only)
@@ -216,7 +278,7 @@ fn agent(
         .input_buffer_size(128 * 1024)
         .user_agent(concat!("orrery/", env!("CARGO_PKG_VERSION")))
         .build();
-    Ok(Agent::with_parts(config, DefaultConnector::default(), resolver))
+    Agent::with_parts(config, DefaultConnector::default(), resolver)
 }
 
 /// One request, answered with success.
@@ -288,5 +350,29 @@ impl Read for ArtifactStream {
         let got = self.reader.read(buf)?;
         self.received += got as u64;
         Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_authorities_may_stand_one_after_the_other() {
+        let certificate = || {
+            let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap().pem()
+        };
+        let count = |roots| match roots {
+            RootCerts::Specific(found) => found.len(),
+            _ => 0,
+        };
+        let check = |pem: &str, expect: Option<usize>| assert_eq!(authorities(pem).ok().map(count), expect);
+        let (one, two) = (certificate(), certificate());
+        check(&one, Some(1));
+        check(&format!("{one}{two}"), Some(2));
+        check(&format!("# old\n{one}\n# new\n{two}"), Some(2));
+        check("", None);
+        check(&format!("{one}{}", new_key_pem().unwrap()), None);
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use orrery_protocol::ArtifactRef;
 use ureq::Agent;
 
-use crate::{ArtifactStream, Resolver, TransportError, agent, artifact_stream};
+use crate::{ArtifactStream, Resolver, TransportError, agent, artifact_stream, authorities, tls};
 
 /// A client of one mirror. It shows no identity, and believes nothing: who downloads verifies.
 #[derive(Debug, Clone)]
@@ -24,7 +24,8 @@ impl Mirror {
         if !base.starts_with("http://") && !base.starts_with("https://") {
             return Err(TransportError::Setup { what: format!("the mirror {base} is no http:// or https:// URL") });
         }
-        Ok(Self { base, agent: agent(ca_pem, None, resolver, false)? })
+        let tls = tls().root_certs(authorities(ca_pem)?).build();
+        Ok(Self { base, agent: agent(tls, resolver, false) })
     }
 
     /// The base URL.

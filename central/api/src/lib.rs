@@ -2,14 +2,20 @@
 //!
 //! What nodes exchange with central is in `orrery-protocol`. Non-goal: any I/O.
 
+mod enrolment;
 mod peek;
+mod records;
 
 use orrery_protocol::{
     ArtifactRef, BootState, Digest, Event, Facts, NodeStatus, ReleaseManifest, Rspec, RunLevel, ScriptKind, SliceName,
 };
 use serde::{Deserialize, Serialize};
 
+pub use enrolment::{EnrolmentRecord, EnrolmentStanding, NewEnrolment, TokenUse};
 pub use peek::{Peeked, peek};
+pub use records::{
+    GroupChange, KeyRecord, LogRecord, NewKey, OnceRecord, RebootAsked, RootRecord, checked_groups, token_digest,
+};
 
 /// `POST /v1/nodes`: a node to be known from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +28,9 @@ pub struct NewNode {
     pub name: String,
     /// SHA-256 of its key's SubjectPublicKeyInfo in DER.
     pub spki: Digest,
+    /// The groups it is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// What is wanted of it first.
     #[serde(default = "reinstall")]
     pub boot_state: BootState,
@@ -38,10 +47,14 @@ pub struct NodeSummary {
     pub id: String,
     /// A name for people.
     pub name: String,
-    /// SHA-256 of its key's SubjectPublicKeyInfo in DER.
-    pub spki: Digest,
+    /// SHA-256 of the SubjectPublicKeyInfo in DER of its newest key; none until it has enrolled.
+    pub spki: Option<Digest>,
+    /// The groups it is in.
+    pub groups: Vec<String>,
     /// What is wanted of it.
     pub boot_state: BootState,
+    /// What is wanted of one boot of it instead.
+    pub once: Option<OnceRecord>,
     /// What it last was.
     pub run_level: Option<RunLevel>,
     /// When it was added, in Unix seconds.
@@ -58,6 +71,10 @@ pub struct NodeDetail {
     /// What a list shows.
     #[serde(flatten)]
     pub summary: NodeSummary,
+    /// Its keys, newest first.
+    pub keys: Vec<KeyRecord>,
+    /// The boot that an operator asked to end.
+    pub reboot: Option<String>,
     /// Slices that have a sliver on it.
     pub slices: Vec<SliceName>,
     /// Facts of its last contact.
@@ -72,6 +89,9 @@ pub struct NodeDetail {
 pub struct BootStateChange {
     /// What is wanted of the node.
     pub boot_state: BootState,
+    /// Wanted of the next boot only; `boot` or `safe`. The standing state stays.
+    #[serde(default)]
+    pub once: bool,
 }
 
 /// An event as central keeps it.

@@ -85,14 +85,20 @@ pub(crate) fn scripts(db: &Connection) -> rusqlite::Result<Vec<ScriptRecord>> {
         .collect()
 }
 
-/// The script a node gets: of its kind, naming the node or every node, not void, with the highest serial;
+/// The script a node gets: of its kind, naming the node, one of `groups` or every node, not void, with the highest serial;
 /// of several with that serial, the one published last.
-pub(crate) fn script_for(db: &Connection, kind: ScriptKind, node: &str, now: u64) -> rusqlite::Result<Option<Vec<u8>>> {
+pub(crate) fn script_for(
+    db: &Connection,
+    kind: ScriptKind,
+    node: &str,
+    groups: &[String],
+    now: u64,
+) -> rusqlite::Result<Option<Vec<u8>>> {
     let sql = "SELECT script, seq FROM scripts WHERE kind = ?1 AND expires > ?2 ORDER BY serial DESC, seq DESC";
     let mut statement = db.prepare_cached(sql)?;
     let mut rows = statement.query((kind.as_str(), now))?;
     while let Some(row) = rows.next()? {
-        if from_json::<BootScript>(row, 0)?.is_for(node, &[]) {
+        if from_json::<BootScript>(row, 0)?.is_for(node, groups) {
             let seq: i64 = row.get(1)?;
             return db.query_row("SELECT envelope FROM scripts WHERE seq = ?1", [seq], |row| row.get(0)).map(Some);
         }
@@ -130,13 +136,16 @@ mod tests {
         publish("for n2", ScriptKind::Boot, "n2", 4, 100);
         publish("again for all", ScriptKind::Boot, "*", 3, 100);
         publish("safe", ScriptKind::Safe, "*", 20, 100);
+        publish("for spares", ScriptKind::Upgrade, "@spares", 5, 100);
+        publish("for others", ScriptKind::Upgrade, "@others", 6, 100);
         let check = |kind, node, now, expect: Option<&str>| {
-            let got = script_for(&db, kind, node, now).unwrap();
+            let got = script_for(&db, kind, node, &["spares".to_owned()], now).unwrap();
             assert_eq!(got.as_deref(), expect.map(str::as_bytes), "{node} {now}");
         };
         check(ScriptKind::Boot, "n1", 10, Some("void"));
         check(ScriptKind::Boot, "n1", 50, Some("again for all"));
         check(ScriptKind::Boot, "n2", 50, Some("for n2"));
+        check(ScriptKind::Upgrade, "n1", 10, Some("for spares"));
         check(ScriptKind::Boot, "n1", 100, None);
         check(ScriptKind::Install, "n1", 10, None);
     }

@@ -4,7 +4,7 @@ use orrery_central_api::{SliceRecord, SliceSpec};
 use orrery_protocol::{SliceName, SliverSpec, WantedState};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::{from_json, from_word, published, to_json};
+use super::{from_json, from_word, nodes, published, to_json};
 
 /// Why a slice was not stored.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) fn put(
     transaction.execute(sql, (&name, to_json(&spec.keys), to_json(&spec.rspec), &spec.image))?;
     transaction.execute("DELETE FROM slivers WHERE slice = ?1", [&name])?;
     for node in &spec.nodes {
-        if !super::nodes::exists(&transaction, node)? {
+        if !nodes::exists(&transaction, node)? {
             return Ok(Err(Unresolved::Node(node.clone())));
         }
         transaction.execute("INSERT OR IGNORE INTO slivers (slice, node) VALUES (?1, ?2)", (&name, node))?;
@@ -80,5 +80,5 @@ pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<Wan
         let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
         slivers.push(SliverSpec { slice, keys, image, rspec });
     }
-    Ok(Ok(WantedState { slivers, reboot: None }))
+    Ok(Ok(WantedState { slivers, reboot: nodes::asked_reboot(db, node)? }))
 }
