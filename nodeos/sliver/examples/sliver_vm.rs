@@ -348,23 +348,24 @@ fn control(slivers: &Slivers) -> Result<()> {
     expect(slivers, "test_two", "cat /root/hunt", 0, "TRACED LOOKED").map(drop)
 }
 
-/// Comes into the sliver of the process `first` by the helper's way, and stays at its most delicate point: it is the sliver's
-/// root and not yet the sliver's program. Unlike the helper it may be traced.
+/// Comes into the sliver of the process `first` much as the helper does, and stays at the most delicate point: it is the
+/// sliver's root and not yet the sliver's program. Unlike the helper it may be traced.
 fn prey(first: &str) -> Result<std::convert::Infallible> {
     let first = Pid::from_raw(first.parse()?).context("no PID")?;
     let first = rustix::process::pidfd_open(first, PidfdFlags::empty())?;
     let name_spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID;
     rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_spaces).context("joining the namespaces")?;
+    // Before it can be seen, so that it is what it is to be from the first moment somebody sees it.
+    rustix::thread::set_thread_groups(&[Gid::ROOT])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    // Becoming somebody else forbade it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     if let Fork::Parent(child) = fork()? {
         rustix::process::waitpid(Some(child), WaitOptions::empty())?;
         bail!("it ended before it was killed");
     }
-    rustix::thread::set_thread_groups(&[Gid::ROOT])?;
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    // Becoming somebody else cleared the one and forbade the other.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     loop {
         std::thread::park();
     }
