@@ -43,6 +43,20 @@ pub(crate) fn groups(tar: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(groups)
 }
 
+/// Where the contents of each package's files stand in an uncompressed tar archive, dpkg's own files left out. `None`: the bytes
+/// are no tar archive that this understands.
+pub fn package_contents(tar: &[u8]) -> Option<BTreeMap<String, Vec<Range<usize>>>> {
+    let entries = entries(tar)?;
+    let owners = owners(tar, &entries);
+    let mut packages: BTreeMap<String, Vec<Range<usize>>> = BTreeMap::new();
+    for entry in entries.iter().filter(|e| matches!(e.kind, b'0' | 0) && !e.name.starts_with("/var/lib/dpkg/")) {
+        if let Some(package) = owner(&owners, &entry.name) {
+            packages.entry(package.to_owned()).or_default().push(entry.content.clone());
+        }
+    }
+    Some(packages)
+}
+
 fn entries(tar: &[u8]) -> Option<Vec<Entry>> {
     let mut entries = Vec::new();
     let (mut at, mut start) = (0, 0);
@@ -154,6 +168,10 @@ mod tests {
         let join = |numbers: &[usize]| numbers.iter().flat_map(|n| parts[*n].clone()).collect::<Vec<_>>();
         let expect = vec![join(&[1]), join(&[3, 6]), join(&[2, 4, 5, 7]), join(&[0]), vec![0; 1024]];
         assert!(groups(&tar).unwrap() == expect);
+        let packages = package_contents(&tar).unwrap();
+        let texts = |package: &str| packages[package].iter().map(|r| &tar[r.clone()]).collect::<Vec<_>>();
+        assert_eq!(texts("ant"), [b"ant"]);
+        assert_eq!(texts("zed"), [b"zed".as_slice(), b"long"]);
         assert!(groups(&tar[..1000]).is_none());
         assert!(groups(b"no archive").is_none());
     }

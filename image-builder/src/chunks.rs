@@ -69,7 +69,7 @@ fn compress(pieces: &[&[u8]]) -> io::Result<Vec<Vec<u8>>> {
 
 /// The chunk index of `content`: the frames, where it consists of zstd frames that are no longer than a chunk may be; else
 /// pieces as the content says.
-pub(crate) fn index(content: &[u8]) -> Vec<u8> {
+pub fn chunk_index(content: &[u8]) -> Vec<u8> {
     let pieces = frames(content).unwrap_or_else(|| cut(content, FILE).collect());
     let lengths: Vec<_> = pieces
         .iter()

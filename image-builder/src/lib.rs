@@ -27,7 +27,8 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 pub use crate::{
-    chunks::compress_image,
+    archive_order::package_contents,
+    chunks::{chunk_index, compress_image},
     fat::TooLarge,
     iso::{CONFIG_FILE, VOLUME_ID},
     release::{SUMS_FILE, write_sums},

@@ -29,7 +29,7 @@ pub(crate) fn manifest(
     fs::create_dir_all(&indexes).map_err(BuildError::writing(&indexes))?;
     let artifact = |role, name: &str, path: &Path| {
         let bytes = fs::read(path).map_err(BuildError::reading(path))?;
-        let index = chunks::index(&bytes);
+        let index = chunks::chunk_index(&bytes);
         let beside = indexes.join(name);
         replace(&beside, &index).map_err(BuildError::writing(&beside))?;
         let refer = |bytes: &[u8]| ArtifactRef { sha256: Digest::of(bytes), size: bytes.len() as u64 };

@@ -4,6 +4,7 @@
 
 mod clock;
 mod damage;
+mod downloads;
 mod input;
 mod install;
 mod limits;
@@ -60,6 +61,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "install-bios-usb", run: install::bios_usb },
     Scenario { name: "damaged-downloads", run: damage::damaged_downloads },
     Scenario { name: "damaged-disk", run: damage::damaged_disk },
+    Scenario { name: "mirrors", run: downloads::mirrors },
+    Scenario { name: "lying-mirror", run: downloads::lying_mirror },
+    Scenario { name: "install-resumed", run: downloads::resumed },
+    Scenario { name: "minimum-hardware", run: downloads::minimum_hardware },
     Scenario { name: "power-lost", run: damage::power_lost },
     Scenario { name: "refused-scripts", run: trust::refused_scripts },
     Scenario { name: "stale-script", run: trust::stale_script },

@@ -15,7 +15,7 @@ fn noise(length: usize) -> Vec<u8> {
 
 fn pieces(content: &[u8]) -> Vec<(Digest, u32)> {
     let artifact = ArtifactRef { sha256: Digest::of(content), size: content.len() as u64 };
-    let index = ChunkIndex::parse(&index(content), &artifact).unwrap();
+    let index = ChunkIndex::parse(&chunk_index(content), &artifact).unwrap();
     index.chunks().iter().map(|chunk| (chunk.sha256, chunk.length)).collect()
 }
 
