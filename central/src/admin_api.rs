@@ -196,7 +196,8 @@ pub(crate) async fn put_release(
     let App { db, artifacts, .. } = app;
     let answer = db.run(move |db| -> Result<_> {
         roots_api::vouched(db, &envelope, PayloadType::ReleaseManifest)?;
-        let missing = manifest.artifacts.iter().filter(|a| !artifacts.has(&a.content));
+        let absent = |content| !artifacts.has(content);
+        let missing = manifest.artifacts.iter().filter(|a| absent(&a.content) || a.chunks.as_ref().is_some_and(absent));
         let missing: Vec<_> = missing.map(|a| format!("{} ({})", a.name, a.content.sha256)).collect();
         if !missing.is_empty() {
             let message = format!("upload its artifacts first; missing: {}", missing.join(", "));

@@ -4,6 +4,8 @@
 //! whatever folder and on whatever machine. Compiling the inputs is the caller's work, signing the manifest
 //! the operator's.
 
+mod archive_order;
+mod chunks;
 pub mod cpio;
 mod fat;
 mod iso;
@@ -24,14 +26,16 @@ use orrery_protocol::{JsonError, ReleaseManifest};
 use thiserror::Error;
 use time::OffsetDateTime;
 
-use crate::{cpio::Node, tree::Tree, uki::Payload};
 pub use crate::{
+    archive_order::package_contents,
+    chunks::{chunk_index, compress_image},
     fat::TooLarge,
     iso::{CONFIG_FILE, VOLUME_ID},
     release::{SUMS_FILE, write_sums},
     tree::busybox_applets,
     uki::UkiError,
 };
+use crate::{cpio::Node, tree::Tree, uki::Payload};
 
 /// What both kernels are told beside their role.
 ///
@@ -248,7 +252,8 @@ pub fn build(inputs: &Inputs, out: &Path, progress: &mut dyn FnMut(&str)) -> Res
     }
     write(&node_os.join("kernel"), &kernel)?;
     write(&node_os.join("nodeos.img"), &nodeos)?;
-    let manifest = release::manifest(version, &node_os.join("kernel"), &node_os.join("nodeos.img"), &inputs.images)?;
+    let manifest =
+        release::manifest(out, version, &node_os.join("kernel"), &node_os.join("nodeos.img"), &inputs.images)?;
     write(&out.join("release.json"), &manifest.encode().map_err(BuildError::Manifest)?)?;
     drop(work);
     write_sums(out)?;

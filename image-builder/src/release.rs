@@ -6,23 +6,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orrery_protocol::{ArtifactRef, ArtifactRole, MinimumHardware, ReleaseArtifact, ReleaseManifest, Sha256};
+use orrery_protocol::{ArtifactRef, ArtifactRole, Digest, MinimumHardware, ReleaseArtifact, ReleaseManifest, Sha256};
 
-use crate::{BuildError, NODE_CMDLINE};
+use crate::{BuildError, NODE_CMDLINE, chunks};
 
 /// The file with all checksums, in `sha256sum`'s format.
 pub const SUMS_FILE: &str = "SHA256SUMS";
 
-/// Describes the artifacts of a release, in the order kernel, node OS, reference images.
+/// Where the chunk indexes are, each named as what it is an index of.
+const INDEXES: &str = "chunks";
+
+/// Describes the artifacts of a release, in the order kernel, node OS, reference images, and writes their chunk indexes below
+/// `folder`.
 pub(crate) fn manifest(
+    folder: &Path,
     version: &str,
     kernel: &Path,
     node_os: &Path,
     images: &[(String, PathBuf)],
 ) -> Result<ReleaseManifest, BuildError> {
+    let indexes = folder.join(INDEXES);
+    fs::create_dir_all(&indexes).map_err(BuildError::writing(&indexes))?;
     let artifact = |role, name: &str, path: &Path| {
-        let content = measure(path).map_err(BuildError::reading(path))?;
-        Ok(ReleaseArtifact { role, name: name.to_owned(), content, chunks: None })
+        let bytes = fs::read(path).map_err(BuildError::reading(path))?;
+        let index = chunks::chunk_index(&bytes);
+        let beside = indexes.join(name);
+        replace(&beside, &index).map_err(BuildError::writing(&beside))?;
+        let refer = |bytes: &[u8]| ArtifactRef { sha256: Digest::of(bytes), size: bytes.len() as u64 };
+        Ok(ReleaseArtifact { role, name: name.to_owned(), content: refer(&bytes), chunks: Some(refer(&index)) })
     };
     let mut artifacts =
         vec![artifact(ArtifactRole::Kernel, "kernel", kernel)?, artifact(ArtifactRole::NodeOs, "nodeos", node_os)?];

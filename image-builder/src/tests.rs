@@ -77,6 +77,9 @@ fn two_builds_in_two_folders_are_the_same_bytes() {
     let names: Vec<_> = first.keys().map(String::as_str).collect();
     let expected = [
         "SHA256SUMS",
+        "chunks/debian",
+        "chunks/kernel",
+        "chunks/nodeos",
         "node-os/kernel",
         "node-os/nodeos.img",
         "orrery-boot.iso",

@@ -370,7 +370,8 @@ mod tests {
                 removable: false,
                 read_only: false,
             };
-            Ok(vec![(disk, Content::Blank)])
+            let content = if self.prepared > 0 { Content::Ours } else { Content::Blank };
+            Ok(vec![(disk, content)])
         }
 
         fn prepare(&mut self, _: &Disk) -> Result<(), InstallError> {
@@ -432,6 +433,18 @@ mod tests {
         artifacts.push(envelope);
         let server = Server { artifacts, ..Server::default() };
         World { server, trust: TrustRoot { keys: vec![key(trusted).public()], threshold: 1 }, release }
+    }
+
+    impl World {
+        /// Signs the release again, with such a minimum.
+        fn demand(&mut self, minimum: MinimumHardware) {
+            let mut manifest = ReleaseManifest::open(self.server.artifacts.last().unwrap(), &self.trust).unwrap();
+            manifest.minimum = minimum;
+            let key = SigningKey::from_scalar(&[1; 32]).unwrap();
+            let envelope = sign(PayloadType::ReleaseManifest, &manifest.encode().unwrap(), &[&key]).unwrap();
+            self.release = ArtifactRef { sha256: Digest::of(&envelope), size: envelope.len() as u64 };
+            self.server.artifacts.push(envelope);
+        }
     }
 
     fn request<'a>(world: &'a World, rule: &'a DiskRule) -> Request<'a> {
@@ -552,6 +565,59 @@ mod tests {
         let error = install(&mut machine, &world.server, &Quiet::default(), request(&world, &rule)).unwrap_err();
         assert!(matches!(error, InstallError::Manifest(_)), "{error}");
         assert_eq!(machine.prepared, 0);
+    }
+
+    #[test]
+    fn a_machine_that_is_too_small_is_left_alone() {
+        let (mut world, rule) = (world(1, 1), DiskRule::default());
+        let minimum = MinimumHardware { memory: 1 << 30, disk: 16 << 30, cpus: 1 };
+        world.demand(minimum);
+        let mut machine = Simulator { root: tempfile::tempdir().unwrap(), prepared: 0 };
+        let error = install(&mut machine, &world.server, &Quiet::default(), request(&world, &rule)).unwrap_err();
+        assert!(matches!(error, InstallError::Hardware(_)), "{error}");
+        assert_eq!(machine.prepared, 0);
+        let waived = Request { waivers: &[Waiver::MinimumHardware], ..request(&world, &rule) };
+        let _ = install(&mut machine, &world.server, &Quiet::default(), waived).unwrap();
+    }
+
+    /// An installation whose kernel never arrives, then one by a request with this serial; how often the disk was prepared, and
+    /// how many requests the second one made.
+    fn check_interrupted(serial: u64) -> (usize, usize) {
+        let (world, rule) = (world(1, 1), DiskRule::default());
+        *world.server.deeds.borrow_mut() = [Deed::Serve, Deed::Serve, Deed::Garble, Deed::Garble, Deed::Garble].into();
+        let mut machine = Simulator { root: tempfile::tempdir().unwrap(), prepared: 0 };
+        let quiet = Quiet::default();
+        install(&mut machine, &world.server, &quiet, request(&world, &rule)).unwrap_err();
+        world.server.requests.borrow_mut().clear();
+        let again = Request { serial, ..request(&world, &rule) };
+        let _ = install(&mut machine, &world.server, &quiet, again).unwrap();
+        let requests = world.server.requests.borrow().len();
+        // What is finished is not gone on with.
+        let _ = install(&mut machine, &world.server, &quiet, request(&world, &rule)).unwrap();
+        (machine.prepared, requests)
+    }
+
+    #[test]
+    fn an_interrupted_installation_goes_on_if_it_is_the_same() {
+        // The manifest, the kernel and the node OS; the image is there.
+        assert_eq!(check_interrupted(7), (2, 3));
+        assert_eq!(check_interrupted(8), (3, 4));
+    }
+
+    #[test]
+    fn images_of_no_slot_are_removed() {
+        let (world, rule) = (world(1, 1), DiskRule::default());
+        let mut machine = Simulator { root: tempfile::tempdir().unwrap(), prepared: 0 };
+        let quiet = Quiet::default();
+        let _ = install(&mut machine, &world.server, &quiet, request(&world, &rule)).unwrap();
+        let (boot, data) = (machine.root.path().join("boot"), machine.root.path().join("data"));
+        let images = images_folder(&data);
+        for name in ["old", "old.chunks", "older.part"] {
+            fs::write(images.join(name), "x").unwrap();
+        }
+        let _ = rewrite_slot(&world.server, &quiet, &boot, &data, request(&world, &rule)).unwrap();
+        let left: Vec<_> = fs::read_dir(&images).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(left, [image_path(&data, &Digest::of(b"image"))]);
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use orrery_central_api::{ReleaseRecord, peek};
-use orrery_protocol::{ArtifactRef, PayloadType, ReleaseArtifact, ReleaseManifest};
+use orrery_protocol::{ArtifactRef, MinimumHardware, PayloadType, ReleaseManifest};
 use orrery_transport::{Client, TransportError};
 use serde_json::json;
 use ureq::http::Method;
@@ -31,6 +31,8 @@ pub(crate) enum Release {
         /// The release's folder: manifest.json, and artifacts/ by SHA-256.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        #[command(flatten)]
+        minimum: Minimum,
     },
     /// Sign a manifest with release keys; works offline.
     Sign(Sign),
@@ -43,9 +45,31 @@ pub(crate) enum Release {
     List,
 }
 
+/// The least machine that the release is installed on.
+#[derive(Args)]
+pub(crate) struct Minimum {
+    /// Memory in MiB, as the kernel sees it: some tens less than what is plugged in. The default lets a machine of 256 pass, the
+    /// smallest that the node OS is tested on.
+    #[arg(long = "min-memory", value_name = "MIB", default_value_t = 192)]
+    memory: u32,
+    /// Disk in MiB.
+    #[arg(long = "min-disk", value_name = "MIB", default_value_t = 2048)]
+    disk: u32,
+    /// Logical CPUs.
+    #[arg(long = "min-cpus", value_name = "N", default_value_t = 1)]
+    cpus: u32,
+}
+
+impl Minimum {
+    fn demand(&self) -> MinimumHardware {
+        let bytes = |mib: u32| u64::from(mib) << 20;
+        MinimumHardware { memory: bytes(self.memory), disk: bytes(self.disk), cpus: self.cpus }
+    }
+}
+
 pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
     match command {
-        Release::Assemble { images, out } => assemble(context, &images, &out),
+        Release::Assemble { images, out, minimum } => assemble(context, &images, &out, minimum.demand()),
         Release::Sign(sign) => sign.run(context, PayloadType::ReleaseManifest),
         Release::Publish { manifest } => publish(context, &manifest),
         Release::List => {
@@ -63,10 +87,11 @@ pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
     }
 }
 
-fn assemble(context: &Context, images: &Path, out: &Path) -> Result<()> {
+fn assemble(context: &Context, images: &Path, out: &Path, minimum: MinimumHardware) -> Result<()> {
     let described = images.join("release.json");
-    let manifest = ReleaseManifest::decode(&files::read(&described)?)
+    let mut manifest = ReleaseManifest::decode(&files::read(&described)?)
         .with_context(|| format!("reading {}", described.display()))?;
+    manifest.minimum = minimum;
     ensure!(out.symlink_metadata().is_err(), "{} exists already: choose another name", out.display());
     let mut candidates = Vec::new();
     collect(images, &mut candidates)?;
@@ -77,13 +102,13 @@ fn assemble(context: &Context, images: &Path, out: &Path) -> Result<()> {
         .with_context(|| format!("making a folder in {}", parent.display()))?;
     let store = draft.path().join("artifacts");
     fs::create_dir(&store).with_context(|| format!("making {}", store.display()))?;
-    for artifact in &manifest.artifacts {
-        let source = find(&candidates, artifact)
-            .with_context(|| format!("looking in {} for {}", images.display(), artifact.name))?;
-        let copy = store.join(artifact.content.sha256.to_string());
+    for (name, content) in contents(&manifest) {
+        let source =
+            find(&candidates, &content).with_context(|| format!("looking in {} for {name}", images.display()))?;
+        let copy = store.join(content.sha256.to_string());
         fs::copy(source, &copy).with_context(|| format!("copying {}", source.display()))?;
         File::open(&copy).and_then(|f| f.sync_all()).with_context(|| format!("syncing {}", copy.display()))?;
-        ensure!(files::measure(&copy)? == artifact.content, "{} changed while it was copied", source.display());
+        ensure!(files::measure(&copy)? == content, "{} changed while it was copied", source.display());
     }
     files::write_new(&draft.path().join("manifest.json"), &manifest.encode()?, Access::Public)?;
     files::sync_folder(&store)?;
@@ -112,14 +137,22 @@ fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {
     Ok(())
 }
 
-/// The file with the artifact's content, wherever the build put it.
-fn find<'a>(candidates: &'a [(u64, PathBuf)], artifact: &ReleaseArtifact) -> Result<&'a Path> {
-    for (_, path) in candidates.iter().filter(|(size, _)| *size == artifact.content.size) {
-        if files::measure(path)? == artifact.content {
+/// All that a node may ask for, with a name for people: every artifact, and its chunk index.
+fn contents(manifest: &ReleaseManifest) -> impl Iterator<Item = (String, ArtifactRef)> {
+    manifest.artifacts.iter().flat_map(|artifact| {
+        let index = artifact.chunks.map(|chunks| (format!("the chunk index of {}", artifact.name), chunks));
+        index.into_iter().chain([(artifact.name.clone(), artifact.content)])
+    })
+}
+
+/// The file with this content, wherever the build put it.
+fn find<'a>(candidates: &'a [(u64, PathBuf)], content: &ArtifactRef) -> Result<&'a Path> {
+    for (_, path) in candidates.iter().filter(|(size, _)| *size == content.size) {
+        if files::measure(path)? == *content {
             return Ok(path);
         }
     }
-    anyhow::bail!("no file has SHA-256 {}: build the images again", artifact.content.sha256)
+    anyhow::bail!("no file has SHA-256 {}: build the images again", content.sha256)
 }
 
 fn publish(context: &Context, path: &Path) -> Result<()> {
@@ -129,15 +162,15 @@ fn publish(context: &Context, path: &Path) -> Result<()> {
     let manifest = ReleaseManifest::decode(peeked.payload)?;
     let client = context.client()?;
     let store = files::folder_of(path).join("artifacts");
-    for artifact in &manifest.artifacts {
-        upload(context, &client, &store, artifact)?;
+    for (name, content) in contents(&manifest) {
+        upload(context, &client, &store, &name, content)?;
     }
     let record: ReleaseRecord = client.put_bytes("/v1/releases", &envelope)?;
     context.print(&record, |r| format!("published release {} ({})", r.manifest.release, r.envelope.sha256))
 }
 
-fn upload(context: &Context, client: &Client, store: &Path, artifact: &ReleaseArtifact) -> Result<()> {
-    let ArtifactRef { sha256, size } = artifact.content;
+fn upload(context: &Context, client: &Client, store: &Path, name: &str, content: ArtifactRef) -> Result<()> {
+    let ArtifactRef { sha256, size } = content;
     let remote = format!("/v1/artifacts/{sha256}");
     match client.call(Method::HEAD, &remote) {
         Ok(()) => return Ok(()),
@@ -146,16 +179,16 @@ fn upload(context: &Context, client: &Client, store: &Path, artifact: &ReleaseAr
     }
     let local = store.join(sha256.to_string());
     let file = File::open(&local).with_context(|| format!("opening {}", local.display()))?;
-    ensure!(files::measure(&local)? == artifact.content, "{} is damaged: assemble again", local.display());
+    ensure!(files::measure(&local)? == content, "{} is damaged: assemble again", local.display());
     let bar = if context.json() { ProgressBar::hidden() } else { ProgressBar::new(size) };
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}") {
         bar.set_style(style);
     }
-    bar.set_message(artifact.name.clone());
+    bar.set_message(name.to_owned());
     client.put_stream(&remote, &mut bar.wrap_read(file))?;
     bar.finish_and_clear();
     if !context.json() {
-        eprintln!("uploaded {} ({})", artifact.name, show_bytes(size));
+        eprintln!("uploaded {name} ({})", show_bytes(size));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Subcommand, ValueEnum};
 use orrery_central_api::{ScriptRecord, peek};
-use orrery_protocol::{ArtifactRef, BootScript, Digest, PayloadType, ReleaseManifest, ScriptKind, is_node_id};
+use orrery_protocol::{ArtifactRef, BootScript, Digest, PayloadType, ReleaseManifest, ScriptKind, Waiver, is_node_id};
 use serde_json::json;
 
 use crate::{
@@ -37,6 +37,13 @@ pub(crate) enum Script {
         /// OpenSSH public keys that safe mode admits.
         #[arg(long = "ssh-key", value_name = "FILE.pub")]
         ssh_keys: Vec<PathBuf>,
+        /// Base URLs of servers that have the artifacts too, each under its SHA-256; asked in order, before central. They need
+        /// not be trusted.
+        #[arg(long = "mirror", value_name = "URL")]
+        mirrors: Vec<String>,
+        /// What the nodes need not fulfil: minimum-hardware, kexec.
+        #[arg(long = "waive", value_name = "DEMAND")]
+        waivers: Vec<Waiver>,
         /// Where the script goes.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
@@ -69,9 +76,12 @@ pub(crate) enum Kind {
 
 pub(crate) fn run(context: &Context, command: Script) -> Result<()> {
     match command {
-        Script::New { kind, release, nodes, serial, expires, ssh_keys, out } => {
+        Script::New { kind, release, nodes, serial, expires, ssh_keys, mirrors, waivers, out } => {
             if let Some(bad) = nodes.iter().find(|n| *n != "*" && !is_node_id(n)) {
                 anyhow::bail!("`{bad}` is not a node id");
+            }
+            if let Some(bad) = mirrors.iter().find(|m| !m.starts_with("http://") && !m.starts_with("https://")) {
+                anyhow::bail!("the mirror `{bad}` is no http:// or https:// URL");
             }
             let issued = now();
             let script = BootScript {
@@ -88,8 +98,8 @@ pub(crate) fn run(context: &Context, command: Script) -> Result<()> {
                 release: release.as_deref().map(release_ref).transpose()?,
                 ssh_keys: files::ssh_keys(&ssh_keys)?,
                 networks: Vec::new(),
-                mirrors: Vec::new(),
-                waivers: Vec::new(),
+                mirrors,
+                waivers,
             };
             files::write_new(&out, &script.encode()?, Access::Public)?;
             context.print(&script, |_| format!("wrote {}: sign it", out.display()))

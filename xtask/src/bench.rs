@@ -2,6 +2,7 @@
 
 mod boot;
 mod copy;
+mod upgrade;
 
 use std::{fs, path::PathBuf};
 
@@ -28,6 +29,8 @@ pub(crate) struct Bench {
 enum What {
     /// Time from VM start to the node OS, next to two bare boots; the install's throughput, next to a plain download
     Boot,
+    /// What a node fetches of a reference image of which 1 % has changed
+    Upgrade,
 }
 
 /// Runs of one measurement.
@@ -65,6 +68,7 @@ impl Figures {
 pub(crate) fn run(workspace: &Workspace, images: &Images, bench: &Bench) -> Result<()> {
     let figures = match bench.what {
         What::Boot => boot::run(workspace, images, usize::from(bench.runs))?,
+        What::Upgrade => upgrade::run(workspace, images, usize::from(bench.runs))?,
     };
     if let Some(path) = &bench.json {
         let text = serde_json::to_string_pretty(&figures).context("writing JSON")?;

@@ -4,6 +4,7 @@
 
 mod clock;
 mod damage;
+mod downloads;
 mod input;
 mod install;
 mod limits;
@@ -127,6 +128,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("upgrade-panics", upgrade::panicking_upgrade),
     Scenario::full("upgrade-unhealthy", upgrade::unhealthy_upgrade),
     Scenario::full("hung-machine", upgrade::hung_machine),
+    Scenario::full("mirrors", downloads::mirrors),
+    Scenario::full("lying-mirror", downloads::lying_mirror),
+    Scenario::full("install-resumed", downloads::resumed),
+    Scenario::full("minimum-hardware", downloads::minimum_hardware),
 ];
 
 /// What a scenario works with.

@@ -116,9 +116,9 @@ fn download_seconds(lines: &[Line], count: usize) -> Result<(f64, f64)> {
     Ok((alone, end.at.as_secs_f64() - (found[0].0 - found[0].1)))
 }
 
-/// The seconds in `debian: 23.4 MiB in 1.3 s (19 MiB/s)`; the manifest is no artifact.
+/// The seconds in `debian: 23.4 MiB in 1.3 s (19 MiB/s)`; the manifest and the indexes are no artifacts.
 fn one_download(text: &str) -> Option<f64> {
-    if text.contains("release manifest: ") {
+    if text.contains("release manifest: ") || text.contains(" index: ") {
         return None;
     }
     let (seconds, rate) = text.split_once(" MiB in ")?.1.split_once(" s (")?;
@@ -135,6 +135,7 @@ mod tests {
         let check = |text: &str, expect: Option<f64>| assert_eq!(one_download(text), expect, "{text:?}");
         check("debian: 23.4 MiB in 1.3 s (19 MiB/s)", Some(1.3));
         check("release manifest: 0.0 MiB in 0.0 s (0 MiB/s)", None);
+        check("debian index: 0.0 MiB in 0.0 s (1 MiB/s)", None);
         check("debian: 23.4 MiB in 1.3 s", None);
         check("kernel: 8.5 of 23.4 MiB", None);
         check("orrery[boot] +3.214s stage network ok (0.182s) eth0 10.0.2.15/24", None);

@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
+use orrery_image_builder::compress_image;
 use serde::Deserialize;
 
 use crate::{
@@ -22,7 +23,10 @@ pub(crate) const ARCHIVE: &str = "debian.tar.zst";
 /// The packages in it, for the SBOM.
 pub(crate) const PACKAGES_FILE: &str = "packages.tsv";
 /// Raised when this module changes in a way that changes results.
-const REVISION: &str = "3";
+const REVISION: &str = "4";
+/// The image's own date, 2020-01-01: no file in it is younger. It does not move with the release's, or every release would change
+/// the header of every file that the build makes, and with it the pieces of the archive they are in.
+const DATE: &str = "1577836800";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,7 +48,6 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Entry> {
     let apt = Apt::open(workspace, Freshness::Daily)?;
     let mut inputs = Inputs::default();
     inputs.add("runner", "version", REVISION);
-    inputs.add("release", "epoch", &workspace.release.epoch.to_string());
     inputs.add("suite", "codename", &apt.codename);
     inputs.add("recipe", NAME, &format!("{:?} {:?} {:?}", image.packages, image.exclude, image.include));
     store::get_or_build(workspace, NAME, &inputs, |folder| {
@@ -52,10 +55,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Entry> {
         let tar = folder.join("debian.tar");
         make_tree(workspace, &apt, &image, folder, &tar)?;
         step.now("compressing");
-        // zstd's output depends on whether it works in threads, not on how many there are.
-        let mut zstd = Command::new("zstd");
-        zstd.args(["-q", "-19", "-T0", "--rm", "-o"]).arg(folder.join(ARCHIVE)).arg(&tar);
-        command::output(&mut zstd).context("compressing the reference image")?;
+        compress_image(&tar, &folder.join(ARCHIVE)).context("compressing the reference image")?;
+        fs::remove_file(&tar).context("removing the uncompressed archive")?;
         let bytes = fs::metadata(folder.join(ARCHIVE)).context("reading the archive's size")?.len();
         step.done(&format!("built, {}", size(bytes)));
         Ok(Record { version: apt.codename.clone(), licence: "NOASSERTION".to_owned(), ..Record::default() })
@@ -71,7 +72,7 @@ fn make_tree(workspace: &Workspace, apt: &Apt, image: &Image, folder: &Path, tar
     fs::write(&sources, apt.binary_sources()).context("writing mmdebstrap's sources")?;
     let mut failure = None;
     for mode in modes {
-        let mut mmdebstrap = command(workspace, image, mode);
+        let mut mmdebstrap = command(image, mode);
         mmdebstrap.arg(&apt.codename).arg(tar).arg(&sources);
         match command::logged(&mut mmdebstrap, &log) {
             Ok(()) => {
@@ -85,11 +86,11 @@ fn make_tree(workspace: &Workspace, apt: &Apt, image: &Image, folder: &Path, tar
     Err(error.context("making the reference image with mmdebstrap"))
 }
 
-fn command(workspace: &Workspace, image: &Image, mode: &str) -> Command {
+fn command(image: &Image, mode: &str) -> Command {
     let mut command = Command::new("mmdebstrap");
     command
         .env("LC_ALL", "C")
-        .env("SOURCE_DATE_EPOCH", workspace.release.epoch.to_string())
+        .env("SOURCE_DATE_EPOCH", DATE)
         .args(["--variant=minbase", "--components=main", "--format=tar"])
         .arg(format!("--mode={mode}"))
         .arg(format!("--include={}", image.packages.join(",")));

@@ -26,7 +26,7 @@ pub(super) fn damaged_downloads(bench: &Bench<'_>) -> Result<()> {
     let node = lab.add_node("n1", NodeOptions::default())?;
     let artifacts = artifacts(&lab)?;
     let mut cases: Vec<_> = artifacts.iter().map(|a| (a, Damage::FlippedBit, ["tampered", a.shown_as()])).collect();
-    for (role, damage, said) in [("kernel", Damage::CutShort, "416"), ("node-os", Damage::Missing, "404")] {
+    for (role, damage, said) in [("kernel", Damage::CutShort, "ended after"), ("node-os", Damage::Missing, "404")] {
         let artifact = artifacts.iter().find(|a| a.role == role).context("a release has both roles")?;
         cases.push((artifact, damage, [artifact.shown_as(), said]));
     }
@@ -95,7 +95,7 @@ impl Artifact {
     }
 }
 
-/// Everything a node downloads: the signed manifest, and what it names.
+/// What a node downloads: the signed manifest, what it names, and an index.
 fn artifacts(lab: &Lab) -> Result<Vec<Artifact>> {
     let signed = hash::file(&lab.release())?;
     let path = lab.folder.join("release/manifest.json");
@@ -105,7 +105,11 @@ fn artifacts(lab: &Lab) -> Result<Vec<Artifact>> {
     found.extend(manifest["artifacts"].as_array().into_iter().flatten().filter_map(|artifact| {
         Some(Artifact { role: artifact["role"].as_str()?.into(), sha256: artifact["ref"]["sha256"].as_str()?.into() })
     }));
-    ensure!(found.len() >= 4, "a release has a manifest, a kernel, a node OS and an image");
+    let images = manifest["artifacts"].as_array().into_iter().flatten().filter(|a| a["role"] == "image");
+    found.extend(images.filter_map(|image| {
+        Some(Artifact { role: "debian index".into(), sha256: image["chunks"]["sha256"].as_str()?.into() })
+    }));
+    ensure!(found.len() >= 5, "a release has a manifest, a kernel, a node OS, an image and its index");
     Ok(found)
 }
 
