@@ -3,7 +3,9 @@
 use std::{fs, time::UNIX_EPOCH};
 
 use orrery_init_api::{FailureClass, PLAN_PATH, SCRIPT_PATH, Stage};
-use orrery_protocol::{ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused};
+use orrery_protocol::{
+    ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused, Waiver,
+};
 use thiserror::Error;
 
 use crate::{
@@ -27,6 +29,11 @@ impl VerifiedScript {
     /// Its serial.
     pub fn serial(&self) -> u64 {
         self.script.serial
+    }
+
+    /// Whether it waives a demand.
+    pub fn waives(&self, waiver: Waiver) -> bool {
+        self.script.waivers.contains(&waiver)
     }
 
     /// The release it names, if it is a script of `kind`.

@@ -110,7 +110,8 @@ pub fn install(
     observer.note(&format!("plan: {plan}"));
     machine.prepare(disk)?;
     let (boot, data) = machine.mount(disk)?;
-    release.write(source, observer, boot.path(), data.path(), Slot::A, request.state, Commit::Active)
+    let commit = Commit { slot: Slot::A, state: request.state, how: How::Active };
+    release.write(source, observer, boot.path(), data.path(), commit)
 }
 
 /// Writes a release into the slot that is not active, and makes that one active. Data stays.
@@ -129,7 +130,8 @@ pub fn rewrite_slot(
     let release = Release::fetch(source, observer, &request)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("repair: release {} into slot {}", release.manifest.release, slot.as_str()));
-    release.write(source, observer, boot, data, slot, request.state, Commit::Active)
+    let commit = Commit { slot, state: request.state, how: How::Active };
+    release.write(source, observer, boot, data, commit)
 }
 
 /// Writes a release into the slot that is not active, and arms a trial of it for a script of `serial`, at `now` in Unix
@@ -149,12 +151,20 @@ pub fn try_slot(
     let release = Release::fetch(source, observer, &request)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("upgrade: release {} into slot {}, on trial", release.manifest.release, slot.as_str()));
-    let commit = Commit::Trial { manifest: request.release, serial, now };
-    release.write(source, observer, boot, data, slot, request.state, commit)
+    let how = How::Trial { manifest: request.release, serial, now };
+    release.write(source, observer, boot, data, Commit { slot, state: request.state, how })
 }
 
-/// What makes a slot count that was written.
-enum Commit {
+/// What makes a slot count once it is written.
+struct Commit {
+    slot: Slot,
+    /// What the disk is to remember from then on.
+    state: InstalledState,
+    how: How,
+}
+
+/// As what a written slot counts.
+enum How {
     /// It becomes the active one.
     Active,
     /// It is tried.
@@ -163,14 +173,15 @@ enum Commit {
 
 impl Commit {
     /// The one write after which the slot counts.
-    fn make(self, boot: &Path, slot: Slot, release: &str, mut state: InstalledState) -> Result<(), InstallError> {
-        match self {
-            Self::Active => {
+    fn make(self, boot: &Path, release: &str) -> Result<(), InstallError> {
+        let Self { slot, mut state, how } = self;
+        match how {
+            How::Active => {
                 state.release = Some(release.to_owned());
                 write_state(boot, &state)?;
                 write_active(boot, slot)?;
             }
-            Self::Trial { manifest, serial, now } => {
+            How::Trial { manifest, serial, now } => {
                 state.failed_trial = None;
                 write_state(boot, &state)?;
                 let trial = Trial {
@@ -224,10 +235,9 @@ impl Release {
         observer: &dyn Observer,
         boot: &Path,
         data: &Path,
-        slot: Slot,
-        state: InstalledState,
         commit: Commit,
     ) -> Result<Committed, InstallError> {
+        let slot = commit.slot;
         // Whatever was on trial in this slot is about to be overwritten.
         remove_trial(boot)?;
         for image in self.manifest.images() {
@@ -256,7 +266,7 @@ impl Release {
         // All names up to the root have to be on the disk before one more name makes them count.
         path.ancestors().skip(1).take_while(|dir| dir.starts_with(boot)).try_for_each(sync_dir)?;
         path_sync(data)?;
-        commit.make(boot, slot, &self.manifest.release, state)?;
+        commit.make(boot, &self.manifest.release)?;
         Ok(Committed { release: self.manifest.release, slot })
     }
 }

@@ -70,6 +70,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "upgrade-good", run: upgrade::good_upgrade },
     Scenario { name: "upgrade-panics", run: upgrade::panicking_upgrade },
     Scenario { name: "upgrade-unhealthy", run: upgrade::unhealthy_upgrade },
+    Scenario { name: "kexec-waived", run: upgrade::kexec_waived },
+    Scenario { name: "kexec-refused", run: upgrade::kexec_refused },
     Scenario { name: "hung-machine", run: upgrade::hung_machine },
     Scenario { name: "wrong-clock", run: clock::clock },
     Scenario { name: "bad-configuration", run: input::bad_configuration },

@@ -19,6 +19,7 @@ use std::{
     fs,
     io::ErrorKind,
     os::fd::AsFd,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,7 +27,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use orrery_init_api::{EVENTS_PATH, Role, Stage, TRIAL_OVER};
+use orrery_init_api::{EVENTS_PATH, NEW_ROOT, Role, Stage, TRIAL_OVER};
 use orrery_protocol::{Event, Outcome};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -316,5 +317,9 @@ impl Machine for Linux {
 
     fn kexec_loaded(&self) -> bool {
         fs::read("/sys/kernel/kexec_loaded").is_ok_and(|text| text.starts_with(b"1"))
+    }
+
+    fn root_unpacked(&self) -> bool {
+        Path::new(NEW_ROOT).join("init").is_file()
     }
 }
