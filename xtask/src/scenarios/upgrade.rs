@@ -80,15 +80,20 @@ pub(super) fn unhealthy_upgrade(bench: &Bench<'_>) -> Result<()> {
     reason(&lab, &node, "giving the trial up")
 }
 
-/// A first process that is stopped dead: the machine is reset, and comes back.
+/// Safe mode asks central again when it is told to. Then its first process is stopped dead: the machine is reset, and comes
+/// back.
 pub(super) fn hung_machine(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let node = lab.add_node("n1", NodeOptions::default())?;
     lab.orrery(["node", "set-state", "safe", "n1"], [] as [&str; 0])?;
     let mut vm = node.spec.clone().watchdog().start()?;
     vm.expect("stage safe ok", EARLY)?;
+    let administrator = node.ssh("root");
+    administrator.run("kill -HUP 1", EARLY).context("running the ssh client")?;
+    vm.expect(["somebody asks for the next attempt now"], EARLY)?;
+    vm.expect("stage contact ok", EARLY)?;
     let freeze = "cd /sys/fs/cgroup && mkdir ice && echo 1 >ice/cgroup.procs && echo 1 >ice/cgroup.freeze";
-    let frozen = node.ssh("root").run(freeze, EARLY).context("running the ssh client")?;
+    let frozen = administrator.run(freeze, EARLY).context("running the ssh client")?;
     ensure!(frozen.success(), "freezing PID 1: {frozen}");
     vm.expect(["orrery[boot] +", "started, boot"], BOOTED)?;
     vm.expect("stage safe ok", EARLY)?;
