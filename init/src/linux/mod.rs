@@ -149,7 +149,7 @@ impl Linux {
     /// Starts over from the medium when a release on trial has not become healthy in time. Whatever keeps it from getting
     /// there, from a stage that hangs to a role that nobody knows, ends here; a PID 1 that hangs itself is the watchdog's.
     fn end_trial(&mut self, now: Duration) {
-        if !self.leaving && self.trial_until.take_if(|until| *until <= now).is_some() {
+        if self.trial_until.take_if(|until| *until <= now).is_some() && !self.leaving {
             let text = format!("{TRIAL_OVER}: not healthy {} s after the kernel's start", now.as_secs());
             tell(self, "health", &text);
             self.leave(Leave::Restart);
