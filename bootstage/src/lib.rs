@@ -22,6 +22,7 @@ mod release;
 pub mod repair;
 pub mod reporter;
 pub mod safe;
+mod unpack;
 pub mod upgrade;
 pub mod verify;
 

@@ -8,7 +8,7 @@ use orrery_installer::{
     Due, InstalledState, Mounted, TRIAL_BOOTS, Trial, due, give_up_trial, installed_slot, read_state, read_trial,
     remove_trial, spend_boot, write_state,
 };
-use orrery_protocol::{Event, NodeConfig, ScriptKind};
+use orrery_protocol::{Event, NodeConfig, ScriptKind, Waiver};
 
 use crate::{
     StageFailure, disks, events,
@@ -39,16 +39,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     note_other_release(config, &manifest);
     let (release, boot_id) = read(config, manifest, false)?;
     disk.count_start();
-    match release.load(&boot_id, false) {
-        Ok(text) => {
-            disk.change(|state| state.kexec_failures = 0);
-            Ok(text)
-        }
-        Err(error) => {
-            disk.change(|state| state.kexec_failures = state.kexec_failures.saturating_add(1));
-            Err(error.into())
-        }
-    }
+    Ok(disk.start(config, &release, &boot_id, false)?)
 }
 
 /// PID 1's count of this stage's attempts in a row, from 1.
@@ -61,6 +52,15 @@ fn attempt() -> u32 {
 /// into; so the medium opens safe mode and asks central again meanwhile, for a minute more each time.
 fn waits(unconfirmed: u32) -> u32 {
     unconfirmed.saturating_sub(ORDINARY).min(MOST_WAITS)
+}
+
+/// Refusals of the kernel in a row after which the node OS is entered without it. After the first, the machine starts over
+/// from the firmware, which may put right what another boot has left behind.
+const REFUSALS: u32 = 2;
+
+/// Whether the node OS is entered under the medium's kernel instead of being chain-booted.
+fn enters(waived: bool, kexec_failures: u32) -> bool {
+    waived || kexec_failures >= REFUSALS
 }
 
 /// The boot partition, and what it remembers.
@@ -103,6 +103,30 @@ impl Disk {
         }
     }
 
+    /// Gives a release to the kernel; or unpacks it to be entered, where the chain-boot is waived, or was refused too often.
+    fn start(
+        &mut self,
+        config: &NodeConfig,
+        release: &VerifiedRelease,
+        boot_id: &str,
+        trial: bool,
+    ) -> Result<String, LoadError> {
+        let of_script = verify::open(config).map(|script| script.waivers(config)).unwrap_or_default();
+        let waived = config.waivers.iter().chain(&of_script).any(|waiver| *waiver == Waiver::Kexec);
+        if enters(waived, self.state.kexec_failures) {
+            return release.unpack(boot_id, trial);
+        }
+        let outcome = release.load(boot_id, trial);
+        let Err(error @ LoadError::Kexec { .. }) = outcome else { return outcome };
+        self.change(|state| state.kexec_failures = state.kexec_failures.saturating_add(1));
+        if !enters(waived, self.state.kexec_failures) {
+            return Err(error);
+        }
+        let failure = StageFailure::from(error);
+        events::tell(Stage::Load, Some(failure.class), format!("{}; entering it instead", failure.chain()));
+        release.unpack(boot_id, trial)
+    }
+
     fn count_start(&mut self) {
         self.change(|state| state.unconfirmed = state.unconfirmed.saturating_add(1));
     }
@@ -125,6 +149,8 @@ impl Disk {
         match due(active, trial) {
             Due::Trial(trial) => match self.try_release(config, &trial) {
                 Ok(text) => return Ok(Some(text)),
+                // That the kernel refuses is the machine's doing before it is the release's.
+                Err(failure) if failure.class == FailureClass::Kexec => return Err(failure),
                 Err(failure) => self.give_up(&trial, &failure.chain()),
             },
             Due::GiveUp(trial) => {
@@ -149,7 +175,7 @@ impl Disk {
         let trial = Trial { reason: reason.or_else(|| trial.reason.clone()), ..trial.clone() };
         spend_boot(self.boot.path(), &trial).map_err(LoadError::Remember)?;
         self.count_start();
-        let text = release.load(&boot_id, true)?;
+        let text = self.start(config, &release, &boot_id, true)?;
         Ok(format!("{text} on trial, {} more boots after this one", trial.boots_left - 1))
     }
 
@@ -229,6 +255,12 @@ mod tests {
         check(ORDINARY, 0);
         check(ORDINARY + 1, 1);
         check(u32::MAX, MOST_WAITS);
+    }
+
+    #[test]
+    fn the_chain_boot_is_given_up_after_two_refusals() {
+        assert!(!enters(false, 0) && !enters(false, 1));
+        assert!(enters(false, 2) && enters(true, 0));
     }
 
     #[test]

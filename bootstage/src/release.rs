@@ -1,22 +1,28 @@
-//! A verified node OS: what is given to the kernel is a sealed copy in memory that was hashed on its way there. The disk may
+//! A verified node OS: what is given to the kernel, or unpacked beside it, is a sealed copy in memory that was hashed on its way there. The disk may
 //! change afterwards as it likes.
 
 use std::{
     ffi::CString,
     fs::{self, File},
-    io::{self, Write},
-    os::fd::{AsFd, BorrowedFd},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
     path::{Path, PathBuf},
 };
 
-use orrery_init_api::{BOOT_ID_PARAMETER, FailureClass, TRIAL_PARAMETER};
+use orrery_init_api::{BOOT_ID_PARAMETER, ENTER, ENTERED_CMDLINE_PATH, FailureClass, NEW_ROOT, TRIAL_PARAMETER};
 use orrery_installer::{Slot, VerifyError, copy_verified, slot_file};
 use orrery_protocol::{ArtifactRef, Digest, ManifestError, ReleaseManifest, TrustRoot};
 use orrery_sys::kexec;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
 use thiserror::Error;
 
-use crate::{StageFailure, handover};
+use crate::{StageFailure, handover, unpack};
 
 #[derive(Debug, Error)]
 pub(crate) enum LoadError {
@@ -45,6 +51,8 @@ pub(crate) enum LoadError {
     Memory { path: PathBuf, source: io::Error },
     #[error("preparing the handover")]
     Handover(#[source] anyhow::Error),
+    #[error("unpacking release {release} into memory")]
+    Unpack { release: String, source: io::Error },
     #[error("the kernel refused release {release}; is kexec enabled, and the kernel built for this machine?")]
     Kexec { release: String, source: io::Error },
 }
@@ -61,7 +69,7 @@ impl From<LoadError> for StageFailure {
             | LoadError::Tampered { .. } => FailureClass::Tampered,
             LoadError::Unconfirmed { .. } => FailureClass::Unhealthy,
             LoadError::Read { .. } | LoadError::Remember(_) => FailureClass::Io,
-            LoadError::Memory { .. } => FailureClass::Hardware,
+            LoadError::Memory { .. } | LoadError::Unpack { .. } => FailureClass::Hardware,
             LoadError::Handover(_) => FailureClass::Internal,
             LoadError::Kexec { .. } => FailureClass::Kexec,
         };
@@ -140,19 +148,62 @@ impl AsFd for VerifiedFile {
 
 impl VerifiedRelease {
     /// Gives it to the kernel; returns `<release> slot <a|b>`.
-    pub(crate) fn load(self, boot_id: &str, on_trial: bool) -> Result<String, LoadError> {
-        let mut cmdline = format!("{} {BOOT_ID_PARAMETER}={boot_id}", self.manifest.cmdline.trim());
-        if on_trial {
-            cmdline.push_str(&format!(" {TRIAL_PARAMETER}=1"));
-        }
-        handover::check_cmdline(&cmdline).map_err(LoadError::Handover)?;
+    pub(crate) fn load(&self, boot_id: &str, on_trial: bool) -> Result<String, LoadError> {
+        let cmdline = self.cmdline(boot_id, on_trial)?;
         let cmdline = CString::new(cmdline).map_err(|e| LoadError::Handover(e.into()))?;
-        let release = self.manifest.release;
+        let release = self.manifest.release.clone();
         match kexec::file_load(&self.kernel, &self.initramfs, &cmdline) {
             Ok(()) => Ok(format!("{release} slot {}", self.slot.as_str())),
             Err(source) => Err(LoadError::Kexec { release, source }),
         }
     }
+
+    /// Unpacks it where PID 1 can enter it under the running kernel; returns `enter <release> slot <a|b>`, and which kernel
+    /// stays. It takes a verified release, so that nothing else can stand there.
+    pub(crate) fn unpack(&self, boot_id: &str, on_trial: bool) -> Result<String, LoadError> {
+        let cmdline = self.cmdline(boot_id, on_trial)?;
+        let failed = |source| LoadError::Unpack { release: self.manifest.release.clone(), source };
+        self.unpack_at(Path::new(NEW_ROOT), &cmdline).map_err(failed)?;
+        let running = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let brought = kernel_version(&self.kernel.0).unwrap_or_else(|| "another".to_owned());
+        let (release, slot) = (&self.manifest.release, self.slot.as_str());
+        Ok(format!("{ENTER} {release} slot {slot} under kernel {}, the release's own is {brought}", running.trim()))
+    }
+
+    fn unpack_at(&self, root: &Path, cmdline: &str) -> io::Result<()> {
+        fs::create_dir_all(root)?;
+        // What an earlier attempt left.
+        while unmount(root, UnmountFlags::DETACH).is_ok() {}
+        mount("tmpfs", root, "tmpfs", MountFlags::empty(), c"mode=0755")?;
+        // The archive, then the handover behind it: both are in the sealed copy.
+        let image = self.manifest.node_os().content.size;
+        let mut copy = &self.initramfs.0;
+        copy.seek(SeekFrom::Start(0))?;
+        unpack::unpack(zstd::Decoder::new(copy.take(image))?, root)?;
+        copy.seek(SeekFrom::Start(image.next_multiple_of(4)))?;
+        unpack::unpack(copy, root)?;
+        fs::write(root.join(ENTERED_CMDLINE_PATH.trim_start_matches('/')), cmdline)
+    }
+
+    fn cmdline(&self, boot_id: &str, on_trial: bool) -> Result<String, LoadError> {
+        let mut cmdline = format!("{} {BOOT_ID_PARAMETER}={boot_id}", self.manifest.cmdline.trim());
+        if on_trial {
+            cmdline.push_str(&format!(" {TRIAL_PARAMETER}=1"));
+        }
+        handover::check_cmdline(&cmdline).map_err(LoadError::Handover)?;
+        Ok(cmdline)
+    }
+}
+
+/// The version that a bzImage says it is (Documentation/arch/x86/boot.rst, `kernel_version`).
+fn kernel_version(kernel: &File) -> Option<String> {
+    let mut pointer = [0; 2];
+    kernel.read_exact_at(&mut pointer, 0x20e).ok()?;
+    let mut text = [0; 64];
+    let got = kernel.read_at(&mut text, u64::from(u16::from_le_bytes(pointer)) + 0x200).ok()?;
+    let version = text.get(..got)?.split(|byte| matches!(byte, 0 | b' ')).next()?;
+    let plain = !version.is_empty() && version.iter().all(u8::is_ascii_graphic);
+    plain.then(|| String::from_utf8_lossy(version).into_owned())
 }
 
 fn reading(path: &Path, source: io::Error) -> LoadError {
@@ -165,8 +216,6 @@ fn reading(path: &Path, source: io::Error) -> LoadError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
-
     use super::*;
 
     fn check(content: &[u8], named: &[u8], expect: Result<&[u8], FailureClass>) {
@@ -182,6 +231,17 @@ mod tests {
             bytes
         });
         assert_eq!(result.as_deref().map_err(|class| *class), expect);
+    }
+
+    #[test]
+    fn a_kernel_says_its_version() {
+        let mut image = vec![0; 0x400];
+        image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+        image[0x300..0x310].copy_from_slice(b"6.12.1 (a@b) #1\0");
+        let mut file = tempfile::tempfile().unwrap();
+        assert_eq!(kernel_version(&file), None);
+        file.write_all(&image).unwrap();
+        assert_eq!(kernel_version(&file).as_deref(), Some("6.12.1"));
     }
 
     #[test]

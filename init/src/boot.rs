@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use orrery_init_api::{FailureClass, ScriptWord, Stage};
+use orrery_init_api::{ENTER, FailureClass, ScriptWord, Stage};
 
 use crate::{
     attempts::{Attempts, Failure},
@@ -54,17 +54,32 @@ pub struct Installed {
 #[derive(Debug)]
 pub struct Damaged(Timed);
 
-/// The kernel holds the next kernel: its stage verified it, and the kernel itself confirms it has one.
+/// A next system is ready: its stage verified it, and the kernel confirms that it holds it, or it stands unpacked.
 #[derive(Debug)]
 #[must_use]
 pub struct Loaded {
     release: String,
+    way: Way,
+}
+
+/// How a node OS is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By its own kernel.
+    Kexec,
+    /// Under the kernel that runs, from where its stage unpacked it.
+    Enter,
 }
 
 impl Loaded {
     /// What was loaded: `<release> slot <a|b>`.
     pub fn release(&self) -> &str {
         &self.release
+    }
+
+    /// How it is started.
+    pub fn way(&self) -> Way {
+        self.way
     }
 }
 
@@ -93,7 +108,7 @@ pub enum Boot {
 #[derive(Debug)]
 #[must_use]
 pub enum Ending {
-    /// Start the loaded kernel.
+    /// Start the next system.
     ChainBoot(Loaded),
     /// Start over.
     FirmwareReboot,
@@ -275,15 +290,28 @@ impl Driver {
 
     fn load(&mut self, machine: &mut impl Machine, Installed { timed, repaired }: Installed) -> Step {
         let loaded = self.attempts.run(machine, Stage::Load).and_then(|text| {
-            if machine.kexec_loaded() {
-                return Ok(Loaded { release: text.unwrap_or_default() });
+            let text = text.unwrap_or_default();
+            let (release, way) = match text.strip_prefix(ENTER) {
+                Some(release) => (release.trim_start().to_owned(), Way::Enter),
+                None => (text, Way::Kexec),
+            };
+            let ready = match way {
+                Way::Kexec => machine.kexec_loaded(),
+                Way::Enter => machine.root_unpacked(),
+            };
+            if ready {
+                return Ok(Loaded { release, way });
             }
-            let message = "the kernel holds no next kernel although the load stage succeeded".to_owned();
+            let message = "there is no next system although the load stage succeeded".to_owned();
             Err(self.attempts.failed(Stage::Load, FailureClass::Kexec, message))
         });
         match loaded {
             Ok(loaded) => {
-                tell(machine, "chain-boot", &format!("chain-booting {}", loaded.release));
+                let verb = match loaded.way {
+                    Way::Kexec => "chain-booting",
+                    Way::Enter => "entering",
+                };
+                tell(machine, "chain-boot", &format!("{verb} {}", loaded.release));
                 Step::Ended(Ending::ChainBoot(loaded))
             }
             Err(failure) => match self.attempts.recover(machine, &failure, timed.clock_set, repaired) {

@@ -260,6 +260,10 @@ impl Machine for Life {
     fn kexec_loaded(&self) -> bool {
         self.loaded.is_some()
     }
+
+    fn root_unpacked(&self) -> bool {
+        self.loaded.is_some()
+    }
 }
 
 fn any_fault() -> impl Strategy<Value = Fault> {

@@ -65,6 +65,8 @@ pub trait Machine {
     fn close_safe_mode(&mut self);
     /// Whether the kernel holds a loaded next kernel.
     fn kexec_loaded(&self) -> bool;
+    /// Whether a next system stands unpacked, to be entered under this kernel.
+    fn root_unpacked(&self) -> bool;
 }
 
 /// Prints `orrery[boot] +3.214s <text>`.

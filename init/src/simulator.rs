@@ -128,6 +128,10 @@ impl Machine for Simulator {
     fn kexec_loaded(&self) -> bool {
         self.loaded
     }
+
+    fn root_unpacked(&self) -> bool {
+        self.loaded
+    }
 }
 
 /// Drives the medium to its end, at most `limit` stages long.
@@ -171,6 +175,11 @@ fn the_straight_paths() {
         &[Configure, Network, Time, Contact, Verify, Stage::Upgrade, Load],
     );
     assert!(machine.attended && !machine.safe);
+    let machine = check(
+        &[(Load, StageResult::ok("enter 0.1.0 slot a under kernel 6.12.1"))],
+        &[Configure, Network, Time, Contact, Verify, Load],
+    );
+    assert!(machine.lines.last().unwrap().ends_with("entering 0.1.0 slot a under kernel 6.12.1"));
 }
 
 #[test]

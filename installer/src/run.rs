@@ -137,7 +137,7 @@ pub fn install(
         mark.write(volumes.1.path())?;
         volumes
     };
-    let committed = release.write(source, observer, boot.path(), data.path(), Slot::A, request, Commit::Active)?;
+    let committed = release.write(source, observer, boot.path(), data.path(), request.commit(Slot::A, How::Active))?;
     Unfinished::clear(data.path());
     Ok(committed)
 }
@@ -159,7 +159,7 @@ pub fn rewrite_slot(
     hardware::check(request.hardware, None, &release.manifest.minimum, request.waivers)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("repair: release {} into slot {}", release.manifest.release, slot.as_str()));
-    release.write(source, observer, boot, data, slot, request, Commit::Active)
+    release.write(source, observer, boot, data, request.commit(slot, How::Active))
 }
 
 /// Writes a release into the slot that is not active, and arms a trial of it at `now`, in Unix seconds. The active slot and
@@ -180,28 +180,45 @@ pub fn try_slot(
     hardware::check(request.hardware, None, &release.manifest.minimum, request.waivers)?;
     release.check_slots(observer, boot)?;
     observer.note(&format!("upgrade: release {} into slot {}, on trial", release.manifest.release, slot.as_str()));
-    let commit = Commit::Trial { manifest: request.release, serial: request.serial, now };
-    release.write(source, observer, boot, data, slot, request, commit)
+    let how = How::Trial { manifest: request.release, serial: request.serial, now };
+    release.write(source, observer, boot, data, request.commit(slot, how))
 }
 
-/// What makes a slot count that was written.
-enum Commit {
+impl<'a> Request<'a> {
+    fn commit(self, slot: Slot, how: How) -> Commit<'a> {
+        Commit { slot, trust: self.trust, state: self.state, how }
+    }
+}
+
+/// What makes a slot count once it is written.
+struct Commit<'a> {
+    slot: Slot,
+    /// Whose signatures count: for telling which leftovers are still of use.
+    trust: &'a TrustRoot,
+    /// What the disk is to remember from then on.
+    state: InstalledState,
+    how: How,
+}
+
+/// As what a written slot counts.
+enum How {
     /// It becomes the active one.
     Active,
     /// It is tried.
     Trial { manifest: ArtifactRef, serial: u64, now: u64 },
 }
 
-impl Commit {
+impl Commit<'_> {
     /// The one write after which the slot counts.
-    fn make(self, boot: &Path, slot: Slot, release: &str, mut state: InstalledState) -> Result<(), InstallError> {
-        match self {
-            Self::Active => {
+    fn make(self, boot: &Path, release: &str) -> Result<(), InstallError> {
+        let Self { slot, mut state, how, .. } = self;
+        match how {
+            How::Active => {
                 state.release = Some(release.to_owned());
                 write_state(boot, &state)?;
                 write_active(boot, slot)?;
             }
-            Self::Trial { manifest, serial, now } => {
+            How::Trial { manifest, serial, now } => {
                 state.failed_trial = None;
                 write_state(boot, &state)?;
                 let trial = Trial {
@@ -255,10 +272,9 @@ impl Release {
         observer: &dyn Observer,
         boot: &Path,
         data: &Path,
-        slot: Slot,
-        request: Request<'_>,
-        commit: Commit,
+        commit: Commit<'_>,
     ) -> Result<Committed, InstallError> {
+        let slot = commit.slot;
         // Whatever was on trial in this slot is about to be overwritten.
         remove_trial(boot)?;
         for image in self.manifest.images() {
@@ -283,8 +299,9 @@ impl Release {
         // All names up to the root have to be on the disk before one more name makes them count.
         path.ancestors().skip(1).take_while(|dir| dir.starts_with(boot)).try_for_each(sync_dir)?;
         path_sync(data)?;
-        commit.make(boot, slot, &self.manifest.release, request.state)?;
-        if let Err(error) = leftovers::remove(boot, data, request.trust) {
+        let trust = commit.trust;
+        commit.make(boot, &self.manifest.release)?;
+        if let Err(error) = leftovers::remove(boot, data, trust) {
             observer.note(&format!("removing reference images that no slot needs: {error}"));
         }
         Ok(Committed { release: self.manifest.release, slot })

@@ -15,7 +15,7 @@ use std::{
 };
 
 use orrery_bootstage::handover::Handover;
-use orrery_init_api::{FailureClass, PATIENCE_PARAMETER, patience_s};
+use orrery_init_api::{ENTERED_CMDLINE_PATH, FailureClass, PATIENCE_PARAMETER, patience_s};
 use orrery_installer::{Slot, StateError, UnknownSlot, promote, read_state, read_trial, write_state, write_trial};
 use rustix::mount::{MountFlags, mount_remount};
 use serde::{Deserialize, Serialize};
@@ -178,7 +178,8 @@ impl HealthError {
 /// # Errors
 /// [`HealthError`].
 pub fn run(handover: &Handover, attempt: u32) -> Result<String, HealthError> {
-    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let cmdline = fs::read_to_string(ENTERED_CMDLINE_PATH).or_else(|_| fs::read_to_string("/proc/cmdline"));
+    let cmdline = cmdline.unwrap_or_default();
     let patience = patience(&cmdline, handover.trial, attempt);
     let began = Instant::now();
     let reason = loop {
@@ -209,10 +210,12 @@ fn patience(cmdline: &str, trial: bool, attempt: u32) -> Duration {
 
 fn remember(handover: &Handover) -> Result<String, HealthError> {
     let _writable = Writable::open()?;
-    remember_at(Path::new(paths::BOOT), handover)
+    // A kernel that refused the chain-boot would refuse it again.
+    let entered = Path::new(ENTERED_CMDLINE_PATH).exists();
+    remember_at(Path::new(paths::BOOT), handover, entered)
 }
 
-fn remember_at(boot: &Path, handover: &Handover) -> Result<String, HealthError> {
+fn remember_at(boot: &Path, handover: &Handover, entered: bool) -> Result<String, HealthError> {
     let release = &handover.release.release;
     let wrong = |source| HealthError::Slot { slot: handover.slot.clone(), source };
     let slot: Slot = handover.slot.parse().map_err(wrong)?;
@@ -223,6 +226,9 @@ fn remember_at(boot: &Path, handover: &Handover) -> Result<String, HealthError> 
     }
     let mut state = read_state(boot).unwrap_or_default();
     state.unconfirmed = 0;
+    if !entered {
+        state.kexec_failures = 0;
+    }
     write_state(boot, &state)?;
     Ok(format!("{said} {release} slot {}", slot.as_str()))
 }
@@ -348,7 +354,7 @@ mod tests {
         let mut state = read_state(boot).unwrap();
         state.unconfirmed = 4;
         write_state(boot, &state).unwrap();
-        assert_eq!(remember_at(boot, &handover(false)).unwrap(), "confirmed 0.2.0 slot b");
+        assert_eq!(remember_at(boot, &handover(false), false).unwrap(), "confirmed 0.2.0 slot b");
         assert_eq!(installed_slot(boot).unwrap(), Some(Slot::A));
         assert_eq!(read_state(boot).unwrap().unconfirmed, 0);
 
@@ -362,7 +368,7 @@ mod tests {
             reason: None,
         };
         write_trial(boot, &trial).unwrap();
-        assert_eq!(remember_at(boot, &handover(true)).unwrap(), "promoted 0.2.0 slot b");
+        assert_eq!(remember_at(boot, &handover(true), false).unwrap(), "promoted 0.2.0 slot b");
         assert_eq!((installed_slot(boot).unwrap(), read_trial(boot).unwrap()), (Some(Slot::B), None));
     }
 

@@ -132,6 +132,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("lying-mirror", downloads::lying_mirror),
     Scenario::full("install-resumed", downloads::resumed),
     Scenario::full("minimum-hardware", downloads::minimum_hardware),
+    Scenario::full("kexec-waived", upgrade::kexec_waived),
+    Scenario::full("kexec-refused", upgrade::kexec_refused),
 ];
 
 /// What a scenario works with.

@@ -56,6 +56,17 @@ pub fn patience_s(value: Option<&str>) -> u64 {
     value.and_then(|text| text.parse::<u64>().ok()).map_or(HEALTH_PATIENCE_S, |seconds| seconds.clamp(30, 3600))
 }
 
+/// First word of the load stage's result where the node OS is not to be chain-booted but entered: it stands unpacked at
+/// [`NEW_ROOT`].
+pub const ENTER: &str = "enter";
+/// Where the load stage unpacks a verified node OS that is entered under the running kernel.
+pub const NEW_ROOT: &str = "/newroot";
+/// Set for a PID 1 that was entered so: it finds its parameters at [`ENTERED_CMDLINE_PATH`], since the kernel's command line
+/// is another's.
+pub const ENTERED_ENV: &str = "ORRERY_ENTERED";
+/// The command line that the entered node OS would have been chain-booted with; in its root.
+pub const ENTERED_CMDLINE_PATH: &str = "/orrery/cmdline";
+
 /// The binary with all stages of the medium.
 pub const STAGE_BINARY: &str = "/sbin/orrery-stage";
 /// The binary with all services of the node OS.

@@ -2,7 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use orrery_init_api::{BOOT_ID_PARAMETER, PATIENCE_PARAMETER, ROLE_PARAMETER, Role, TRIAL_PARAMETER, patience_s};
+use orrery_init_api::{
+    BOOT_ID_PARAMETER, ENTERED_CMDLINE_PATH, ENTERED_ENV, PATIENCE_PARAMETER, ROLE_PARAMETER, Role, TRIAL_PARAMETER,
+    patience_s,
+};
 
 /// What was found there.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +21,10 @@ pub(super) struct Parameters {
 
 impl Parameters {
     pub(super) fn read() -> Self {
-        Self::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
+        // The kernel of a node OS that was entered has the medium's command line.
+        let entered = std::env::var_os(ENTERED_ENV).is_some();
+        let path = if entered { ENTERED_CMDLINE_PATH } else { "/proc/cmdline" };
+        Self::parse(&fs::read_to_string(path).unwrap_or_default())
     }
 
     /// The last of several values counts, as with the kernel's own parameters.

@@ -19,6 +19,7 @@ use std::{
     fs,
     io::ErrorKind,
     os::fd::AsFd,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,7 +27,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use orrery_init_api::{EVENTS_PATH, Role, Stage, TRIAL_OVER};
+use orrery_init_api::{EVENTS_PATH, NEW_ROOT, Role, Stage, TRIAL_OVER};
 use orrery_protocol::{Event, Outcome};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -148,7 +149,7 @@ impl Linux {
     /// Starts over from the medium when a release on trial has not become healthy in time. Whatever keeps it from getting
     /// there, from a stage that hangs to a role that nobody knows, ends here; a PID 1 that hangs itself is the watchdog's.
     fn end_trial(&mut self, now: Duration) {
-        if !self.leaving && self.trial_until.take_if(|until| *until <= now).is_some() {
+        if self.trial_until.take_if(|until| *until <= now).is_some() && !self.leaving {
             let text = format!("{TRIAL_OVER}: not healthy {} s after the kernel's start", now.as_secs());
             tell(self, "health", &text);
             self.leave(Leave::Restart);
@@ -316,5 +317,9 @@ impl Machine for Linux {
 
     fn kexec_loaded(&self) -> bool {
         fs::read("/sys/kernel/kexec_loaded").is_ok_and(|text| text.starts_with(b"1"))
+    }
+
+    fn root_unpacked(&self) -> bool {
+        Path::new(NEW_ROOT).join("init").is_file()
     }
 }

@@ -71,7 +71,12 @@ fn root_that_can_be_pivoted() -> io::Result<()> {
     const STAGING: &str = "/.root";
     fs::create_dir_all(STAGING)?;
     mount_bind("/", STAGING)?;
-    rustix::process::chdir(STAGING)?;
+    move_root(STAGING)
+}
+
+/// Moves the mount at `to` over the root and makes it this process's.
+pub(super) fn move_root(to: &str) -> io::Result<()> {
+    rustix::process::chdir(to)?;
     mount_move(".", "/")?;
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;

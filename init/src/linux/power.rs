@@ -1,8 +1,8 @@
 //! Leaving: by kexec, by reset, by power.
 
-use std::{fs, io::Write, panic, thread, time::Duration};
+use std::{fs, io::Write, os::unix::process::CommandExt, panic, process::Command, thread, time::Duration};
 
-use orrery_init_api::Stage;
+use orrery_init_api::{ENTERED_ENV, NEW_ROOT, Stage};
 use rustix::{
     process::{Pid, Signal, kill_process_group},
     system::{RebootCommand, reboot},
@@ -10,7 +10,7 @@ use rustix::{
 
 use super::{Linux, mounts, uptime};
 use crate::{
-    boot::Loaded,
+    boot::{Loaded, Way},
     machine::{Machine, say, tell},
 };
 
@@ -33,14 +33,33 @@ const DEATH: Duration = Duration::from_secs(2);
 const READING_TIME: Duration = Duration::from_secs(10);
 
 impl Linux {
-    /// Starts the loaded kernel. That takes a [`Loaded`], which nothing but the state machine makes. Should the kernel refuse,
-    /// the machine starts over from the firmware.
-    pub fn chain_boot(&mut self, _loaded: Loaded) -> ! {
+    /// Starts the next system. That takes a [`Loaded`], which nothing but the state machine makes. Should it not start, the
+    /// machine starts over from the firmware.
+    pub fn chain_boot(&mut self, loaded: Loaded) -> ! {
         self.leaving = true;
         self.flush_log();
         // On the medium nothing holds state worth a grace, and the chain-boot is what people wait for.
         self.stop_everything();
-        self.pass_control(RebootCommand::Kexec)
+        match loaded.way() {
+            Way::Kexec => self.pass_control(RebootCommand::Kexec),
+            Way::Enter => self.enter(),
+        }
+    }
+
+    /// Becomes the PID 1 of the node OS that stands unpacked, under the kernel that runs. Nothing but this process is left, and
+    /// nothing of it is passed on: every descriptor closes when the program is replaced. The watchdog runs on meanwhile,
+    /// as it does across a chain-boot. The medium's root stays below, out of reach.
+    fn enter(&mut self) -> ! {
+        if let Some(watch) = &mut self.watch {
+            watch.pet_now();
+        }
+        let error = match mounts::move_root(NEW_ROOT) {
+            Ok(()) => Command::new("/init").env_clear().env(ENTERED_ENV, "1").current_dir("/").exec(),
+            Err(error) => error,
+        };
+        say(self, &format!("entering {NEW_ROOT} failed, {error}; resetting the machine"));
+        self.sleep(READING_TIME);
+        reset()
     }
 
     /// Leaves in order: the log is flushed, everything is stopped, and the disks are unmounted before.

@@ -95,7 +95,9 @@ impl Linux {
             // Without a key or a network that may log in, an installation is nobody's to watch.
             self.services.remove(&stage);
             self.attending = false;
-            say(self, "no sshd beside this");
+            if let StageResult::Fail { class, message } = &finished.result {
+                say(self, &format!("no sshd beside this: {class}: {message}"));
+            }
             return;
         }
         if finished.took >= SETTLED {

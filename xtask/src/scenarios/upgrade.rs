@@ -1,4 +1,4 @@
-//! Releases on trial: a good one stays, a bad one falls back by itself, and a machine that hangs is reset.
+//! Releases on trial: a good one stays, a bad one falls back by itself. Machines that hang, or refuse to chain-boot.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use orrery_qemu::Vm;
 use serde_json::{Value, json};
 
 use super::{BOOTED, Bench, EARLY, INSTALLED, SLIVER, installed};
-use crate::lab::{Lab, Node, NodeOptions};
+use crate::lab::{Lab, MediumKind, Node, NodeOptions};
 
 /// A download of what is new, and a boot.
 const TRIED: Duration = INSTALLED;
@@ -80,36 +80,79 @@ pub(super) fn unhealthy_upgrade(bench: &Bench<'_>) -> Result<()> {
     reason(&lab, &node, "giving the trial up")
 }
 
-/// A first process that is stopped dead: the machine is reset, and comes back.
+/// Safe mode asks central again when it is told to. Then its first process is stopped dead: the machine is reset, and comes
+/// back.
 pub(super) fn hung_machine(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let node = lab.add_node("n1", NodeOptions::default())?;
     lab.orrery(["node", "set-state", "safe", "n1"], [] as [&str; 0])?;
     let mut vm = node.spec.clone().watchdog().start()?;
     vm.expect("stage safe ok", EARLY)?;
+    let administrator = node.ssh("root");
+    administrator.run("kill -HUP 1", EARLY).context("running the ssh client")?;
+    vm.expect(["somebody asks for the next attempt now"], EARLY)?;
+    vm.expect("stage contact ok", EARLY)?;
     let freeze = "cd /sys/fs/cgroup && mkdir ice && echo 1 >ice/cgroup.procs && echo 1 >ice/cgroup.freeze";
-    let frozen = node.ssh("root").run(freeze, EARLY).context("running the ssh client")?;
+    let frozen = administrator.run(freeze, EARLY).context("running the ssh client")?;
     ensure!(frozen.success(), "freezing PID 1: {frozen}");
     vm.expect(["orrery[boot] +", "started, boot"], BOOTED)?;
     vm.expect("stage safe ok", EARLY)?;
     Ok(())
 }
 
-/// Publishes a second release, asks for it on every node, and starts this one over.
+/// A machine that is said not to survive a chain-boot: the node OS is entered under the medium's kernel, and serves.
+pub(super) fn kexec_waived(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    for kind in ["install", "boot"] {
+        publish(&lab, kind, 2, &lab.release(), |script| script["waivers"] = json!(["kexec"]))?;
+    }
+    let (node, mut vm) = installed(&lab, "n1", options())?;
+    ensure!(said(&vm, "entering 0."), "the node OS was chain-booted all the same");
+    vm.expect(["stage health ok", "confirmed"], EARLY)?;
+    lab.add_slice("test/inside", &["n1"], &[])?;
+    let inside = node.run_when_ready(&lab, "test_inside", "id -u", SLIVER)?;
+    ensure!(inside.stdout.trim() == "0", "no root shell in the sliver: {inside}");
+    Ok(())
+}
+
+/// A kernel that refuses to load the next one: the firmware is tried once, then the node OS is entered.
+pub(super) fn kexec_refused(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions { medium: MediumKind::Pxe, ..options() })?;
+    let script = node.medium.join("boot.ipxe");
+    let text = fs::read_to_string(&script).with_context(|| format!("reading {}", script.display()))?;
+    let text = text.replace("orrery.role=boot", "orrery.role=boot sysctl.kernel.kexec_load_disabled=1");
+    fs::write(&script, text).with_context(|| format!("writing {}", script.display()))?;
+    let mut vm = node.spec.start()?;
+    vm.expect(["stage load FAILED", "kexec"], INSTALLED)?;
+    vm.expect(["entering 0."], BOOTED)?;
+    node.expect_ready(&mut vm, BOOTED).map(drop)
+}
+
+fn said(vm: &Vm, text: &str) -> bool {
+    vm.console().lines().iter().any(|line| line.text.contains(text))
+}
+
+/// Publishes a second release, asks for it on this node, and starts it over.
 fn upgrade(lab: &Lab, node: &Node, vm: &mut Vm, name: &str, cmdline: &str) -> Result<()> {
     let release = release(lab, name, cmdline)?;
-    let folder = lab.folder.join(format!("upgrade-{name}"));
-    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let unsigned = folder.join("script.json");
-    let order = ["script", "new", "--kind", "boot", "--node", "*", "--serial", "1", "--expires", "30d", "--release"];
-    lab.orrery(order, [release.as_path(), Path::new("--out"), &unsigned])?;
-    change(&unsigned, |script| script["kind"] = json!("upgrade"))?;
-    lab.orrery(["script", "sign", "--key"], [lab.release_key(), unsigned])?;
-    lab.orrery(["script", "publish"], [folder.join("script.signed")])?;
+    publish(lab, "boot", 1, &release, |script| script["kind"] = json!("upgrade"))?;
     lab.orrery(["node", "set-state", "upgrade", &node.id], [] as [&str; 0])?;
     power_cycle(vm)?;
     vm.expect(["stage upgrade ok", &format!("trial {name} slot b")], TRIED)?;
     Ok(())
+}
+
+/// Publishes a script that is changed before it is signed.
+fn publish(lab: &Lab, kind: &str, serial: u64, release: &Path, edit: impl FnOnce(&mut Value)) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix(kind).tempdir_in(&lab.folder).context("making a folder")?.keep();
+    let unsigned = folder.join("script.json");
+    let serial = serial.to_string();
+    let order = ["script", "new", "--kind", kind, "--node", "*", "--serial", &serial, "--expires", "30d", "--release"];
+    lab.orrery(order, [release, Path::new("--out"), &unsigned])?;
+    change(&unsigned, edit)?;
+    lab.orrery(["script", "sign", "--key"], [lab.release_key(), unsigned])?;
+    lab.orrery(["script", "publish"], [folder.join("script.signed")]).map(drop)
 }
 
 /// The installation's release under another name, with more on the node OS's command line; published. The path of its
