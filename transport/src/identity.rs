@@ -18,6 +18,9 @@ pub enum IdentityError {
     /// Not a P-256 key, PKCS#8 in PEM.
     #[error("reading the private key (it must be a P-256 key, PKCS#8 in PEM)")]
     Key(#[source] rcgen::Error),
+    /// No new key can be made.
+    #[error("drawing a private key")]
+    Draw(#[source] rcgen::Error),
     /// The TLS library takes no such key.
     #[error("handing the private key to TLS")]
     Unusable(#[source] ureq::Error),
@@ -58,6 +61,14 @@ pub fn spki_sha256(key_pem: &str) -> Result<Digest, IdentityError> {
     parse(key_pem).map(|key| digest(&key))
 }
 
+/// A new private key, PKCS#8 in PEM.
+///
+/// # Errors
+/// The kernel gives no random bytes.
+pub fn new_key_pem() -> Result<String, IdentityError> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(|key| key.serialize_pem()).map_err(IdentityError::Draw)
+}
+
 fn parse(key_pem: &str) -> Result<KeyPair, IdentityError> {
     KeyPair::from_pem_and_sign_algo(key_pem, &rcgen::PKCS_ECDSA_P256_SHA256).map_err(IdentityError::Key)
 }
@@ -72,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_key_has_one_name() {
-        let pem = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap().serialize_pem();
+        let pem = new_key_pem().unwrap();
         assert_eq!(Identity::from_pem(&pem).unwrap().spki_sha256(), spki_sha256(&pem).unwrap());
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Non-goals: any other server than central, redirects, proxies, cookies.
 
+mod date;
 mod error;
 mod identity;
 mod resolve;
@@ -17,12 +18,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use ureq::{
     Agent, Body, SendBody,
     http::{Request, Response},
-    tls::{Certificate, RootCerts, TlsConfig, TlsProvider},
+    tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider, parse_pem},
     unversioned::transport::DefaultConnector,
 };
 
 pub use error::TransportError;
-pub use identity::{Identity, IdentityError, spki_sha256};
+pub use identity::{Identity, IdentityError, new_key_pem, spki_sha256};
 pub use resolve::{LookupError, Resolver, lookup};
 pub use ureq::http::Method;
 
@@ -33,6 +34,20 @@ const MAX_JSON: u64 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the other side may stay silent.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The header by which central tells the people at a node something, in one line.
+const NOTICE_HEADER: &str = "orrery-notice";
+
+/// An answer, and what its headers say beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The body.
+    pub bytes: Vec<u8>,
+    /// A line for the people at the node.
+    pub notice: Option<String>,
+    /// The server's clock, in Unix seconds.
+    pub date: Option<u64>,
+}
 
 /// A client of one central. Keeps its connection.
 #[derive(Debug, Clone)]
@@ -50,23 +65,20 @@ pub struct ArtifactStream {
 }
 
 impl Client {
-    /// A client of the central at `base_url`, which must chain to the authority in `ca_pem`.
+    /// A client of the central at `base_url`, which must chain to one of the authorities in `ca_pem`, one after the other.
     ///
     /// # Errors
-    /// The URL is no `https://` URL, or the certificate is none.
+    /// The URL is no `https://` URL, or a certificate is none.
     pub fn new(base_url: &str, ca_pem: &str, identity: &Identity, resolver: Resolver) -> Result<Self, TransportError> {
+        let roots = RootCerts::Specific(Arc::new(authorities(ca_pem)?));
+        Self::with_tls(base_url, tls(identity).root_certs(roots).build(), resolver)
+    }
+
+    fn with_tls(base_url: &str, tls: TlsConfig, resolver: Resolver) -> Result<Self, TransportError> {
         let base = base_url.trim_end_matches('/').to_owned();
         if !base.starts_with("https://") {
             return Err(TransportError::Setup { what: format!("{base} is not an https:// URL") });
         }
-        let ca = Certificate::from_pem(ca_pem.as_bytes())
-            .map_err(|e| TransportError::Setup { what: format!("the pinned CA certificate cannot be read: {e}") })?;
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .root_certs(RootCerts::new_with_certs(&[ca]))
-            .client_cert(Some(identity.client_cert()))
-            .unversioned_rustls_crypto_provider(Arc::new(tls13_provider()))
-            .build();
         let config = Agent::config_builder()
             .tls_config(tls)
             .https_only(true)
@@ -134,8 +146,27 @@ impl Client {
     /// # Errors
     /// [`TransportError`].
     pub fn post_for_bytes(&self, path: &str, body: &impl Serialize, limit: u64) -> Result<Vec<u8>, TransportError> {
+        self.post_for_answer(path, body, limit).map(|answer| answer.bytes)
+    }
+
+    /// As [`Client::post_for_bytes`], with what the answer's headers say.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn post_for_answer(&self, path: &str, body: &impl Serialize, limit: u64) -> Result<Answer, TransportError> {
         let body = self.encode(path, body)?;
         let response = self.run(Method::POST, path, None, body)?;
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (notice, date) = (header(NOTICE_HEADER), header("date").and_then(|text| date::unix_seconds(&text)));
+        Ok(Answer { bytes: self.read_all(path, response, limit)?, notice, date })
+    }
+
+    /// `GET` of bytes, at most `limit` of them.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn get_bytes(&self, path: &str, limit: u64) -> Result<Vec<u8>, TransportError> {
+        let response = self.run(Method::GET, path, None, SendBody::none())?;
         self.read_all(path, response, limit)
     }
 
@@ -223,6 +254,47 @@ impl Client {
     }
 }
 
+/// `GET` of bytes, at most `limit` of them, from a server that proves nothing: whoever is on the way may have written them.
+///
+/// There is one use for this. A node whose medium pins an authority that its operator has replaced since cannot verify the
+/// server, and gets the signed updates that lead to the new authority this way. Nothing of the answer counts but
+/// the signatures in it; whoever meddles can only keep the node where it is.
+///
+/// # Errors
+/// [`TransportError`].
+pub fn get_bytes_unverified(
+    base_url: &str,
+    path: &str,
+    identity: &Identity,
+    resolver: Resolver,
+    limit: u64,
+) -> Result<Vec<u8>, TransportError> {
+    let tls = tls(identity).disable_verification(true).build();
+    Client::with_tls(base_url, tls, resolver)?.get_bytes(path, limit)
+}
+
+/// The certificates in `pem`, at least one.
+fn authorities(pem: &str) -> Result<Vec<Certificate<'static>>, TransportError> {
+    let refuse = |what: &dyn std::fmt::Display| TransportError::Setup {
+        what: format!("the pinned CA certificates cannot be read: {what}"),
+    };
+    let mut found = Vec::new();
+    for item in parse_pem(pem.as_bytes()) {
+        match item.map_err(|e| refuse(&e))? {
+            PemItem::Certificate(certificate) => found.push(certificate),
+            _ => return Err(refuse(&"there is something else among them")),
+        }
+    }
+    if found.is_empty() { Err(refuse(&"there is none")) } else { Ok(found) }
+}
+
+fn tls(identity: &Identity) -> TlsConfigBuilder {
+    TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .client_cert(Some(identity.client_cert()))
+        .unversioned_rustls_crypto_provider(Arc::new(tls13_provider()))
+}
+
 /// ring, without anything older than TLS 1.3: a version that has no cipher suite is not offered.
 fn tls13_provider() -> rustls::crypto::CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
@@ -253,5 +325,26 @@ impl Read for ArtifactStream {
         let got = self.reader.read(buf)?;
         self.received += got as u64;
         Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_authorities_may_stand_one_after_the_other() {
+        let certificate = || {
+            let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap().pem()
+        };
+        let check =
+            |pem: &str, expect: Option<usize>| assert_eq!(authorities(pem).ok().map(|found| found.len()), expect);
+        let (one, two) = (certificate(), certificate());
+        check(&one, Some(1));
+        check(&format!("{one}{two}"), Some(2));
+        check(&format!("# old\n{one}\n# new\n{two}"), Some(2));
+        check("", None);
+        check(&format!("{one}{}", new_key_pem().unwrap()), None);
     }
 }
