@@ -7,7 +7,7 @@ use orrery_protocol::{NodeConfig, ScriptKind};
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    verify,
+    events, identity, trust, verify,
 };
 
 /// Installs what the script names; returns a sentence about it.
@@ -21,8 +21,14 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     // The memory of scripts outlives the file system that it stands on.
     let mut state = disks::remembered(config);
     state.accept(ScriptKind::Install, script.serial());
-    let trust = config.trust_root();
+    let trust = trust::current(config).trust;
     let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
-    let committed = install(&mut Linux, &Servers::new(config)?, &Teller::new(Stage::Install), request)?;
+    let committed = install(&mut Linux, &Servers::new(config)?, &Teller::new(Stage::Install), request);
+    // A disk that is only partitioned keeps the key already.
+    identity::settle_installed(config);
+    let committed = committed?;
+    if let Err(failure) = disks::keep_roots(config) {
+        events::tell(Stage::Install, Some(failure.class), failure.chain());
+    }
     Ok(format!("release {} in slot {}", committed.release(), committed.slot().as_str()))
 }

@@ -17,9 +17,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use thiserror::Error;
 
 use crate::{
-    StageFailure, disks, events,
+    StageFailure, contact, disks, events,
     handover::{self, Handover},
-    verify,
+    trust, verify,
 };
 
 #[derive(Debug, Error)]
@@ -88,16 +88,16 @@ struct VerifiedRelease {
 pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     disks::wait_for_installed();
     let boot = disks::mount_boot(config, true)?;
-    let manifest = VerifiedManifest::open(boot.path(), &config.trust_root())?;
+    let manifest = VerifiedManifest::open(boot.path(), &trust::current(config).trust)?;
     note_other_release(config, &manifest);
     let boot_id = crate::boot_id().map_err(LoadError::Handover)?;
     let handover = Handover {
-        config: config.clone(),
+        config: trust::obeying(config),
         boot_id: boot_id.clone(),
         medium_version: handover::image_version(),
         slot: manifest.slot.as_str().into(),
         release: manifest.manifest.clone(),
-        offline: None,
+        offline: contact::offline(),
     };
     let handover = handover.to_cpio().map_err(LoadError::Handover)?;
     let release = manifest.read(&handover)?;

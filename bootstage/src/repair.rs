@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    verify,
+    trust, verify,
 };
 
 #[derive(Debug, Error)]
@@ -35,7 +35,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let data = disks::mount_data(config)?;
     let mut state = orrery_installer::read_state(boot.path()).unwrap_or_default();
     state.accept(ScriptKind::Boot, script.serial());
-    let trust = config.trust_root();
+    let trust = trust::current(config).trust;
     let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
     let (servers, teller) = (Servers::new(config)?, Teller::new(Stage::Repair));
     let committed = rewrite_slot(&servers, &teller, boot.path(), data.path(), request)?;

@@ -7,8 +7,11 @@ use orrery_protocol::{ArtifactRef, BootScript, EnvelopeError, NodeConfig, Script
 use thiserror::Error;
 
 use crate::{
-    StageFailure, disks, events,
+    StageFailure,
+    clock::{self, Judgement},
+    disks, events,
     files::{read_json, write_json},
+    trust,
 };
 
 /// A script that this node may execute now. Only verification makes one.
@@ -16,6 +19,7 @@ use crate::{
 pub struct VerifiedScript {
     script: BootScript,
     envelope: Vec<u8>,
+    judged: Judgement,
 }
 
 impl VerifiedScript {
@@ -48,6 +52,8 @@ enum VerifyError {
     Read(#[source] std::io::Error),
     #[error("the boot script is of kind {has}, not {asked}")]
     OtherKind { asked: ScriptKind, has: ScriptKind },
+    #[error("{refused}{said}")]
+    Refused { refused: ScriptRefused, said: String },
 }
 
 /// Verifies the script that was fetched; returns its kind and a few words about it.
@@ -61,7 +67,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     if script.kind() != ScriptKind::Install {
         remember(config, &script);
     }
-    Ok(format!("{} serial {}", script.kind(), script.serial()))
+    Ok(format!("{} serial {}{}", script.kind(), script.serial(), script.judged.said()))
 }
 
 /// Opens and judges the script. Every stage that obeys it does so itself, and trusts no earlier one.
@@ -71,11 +77,20 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
 pub fn open(config: &NodeConfig) -> Result<VerifiedScript, StageFailure> {
     let envelope =
         fs::read(SCRIPT_PATH).map_err(|e| StageFailure::new(FailureClass::Internal, VerifyError::Read(e)))?;
-    let accepted = disks::remembered(config).accepted;
-    let context = ScriptContext { node: &config.id, groups: &config.groups, now: now(), accepted: &accepted };
-    let script = BootScript::open(&envelope, &config.trust_root(), &context)
-        .map_err(|refused| StageFailure::new(class(&refused), refused))?;
-    Ok(VerifiedScript { script, envelope })
+    let remembered = disks::remembered(config);
+    let judged = clock::judgement(remembered.last_seen);
+    let (now, accepted) = (judged.now, &remembered.accepted);
+    let context = ScriptContext { node: &config.id, groups: &config.groups, now, accepted };
+    match BootScript::open(&envelope, &trust::current(config).trust, &context) {
+        Ok(script) => Ok(VerifiedScript { script, envelope, judged }),
+        Err(refused) => Err(refusal(refused, judged)),
+    }
+}
+
+/// A clock that may be wrong is worth knowing where it decided.
+fn refusal(refused: ScriptRefused, judged: Judgement) -> StageFailure {
+    let said = if matches!(refused, ScriptRefused::Expired { .. }) { judged.said() } else { String::new() };
+    StageFailure::new(class(&refused), VerifyError::Refused { refused, said })
 }
 
 /// The safe-mode script that is in force: judged as every script is, now, and the very one that the verify stage accepted
@@ -87,7 +102,7 @@ pub(crate) fn safe_script(config: &NodeConfig) -> Option<BootScript> {
 fn in_force(config: &NodeConfig, envelope: &[u8], accepted: &BootScript, now: u64) -> Option<BootScript> {
     let context =
         ScriptContext { node: &config.id, groups: &config.groups, now, accepted: &[(accepted.kind, accepted.serial)] };
-    let script = BootScript::open(envelope, &config.trust_root(), &context).ok()?;
+    let script = BootScript::open(envelope, &trust::current(config).trust, &context).ok()?;
     (script == *accepted && script.kind == ScriptKind::Safe).then_some(script)
 }
 
@@ -100,7 +115,7 @@ fn now() -> u64 {
 /// disk cannot remember is told and no more: the script itself is in order.
 fn remember(config: &NodeConfig, verified: &VerifiedScript) {
     let keep = (verified.kind() == ScriptKind::Boot).then_some(verified.envelope.as_slice());
-    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), keep) {
+    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), verified.judged.now, keep) {
         let message = format!("the disk could not remember the script: {}", failure.chain());
         events::tell(Stage::Verify, Some(failure.class), message);
     }
