@@ -93,20 +93,40 @@ fn judge(clock: u64, source: &str, floor: u64, last_seen: u64) -> Judgement {
 /// Takes the clock of a central that was verified, in Unix seconds, where no time server answered: forwards only, since a clock
 /// that goes back revives what has expired. Returns a sentence about it if there is anything to say.
 pub(crate) fn take_from_central(date: u64) -> Option<String> {
-    let state = read_json::<ClockState>(CLOCK_PATH).ok()?;
+    let source = read_json::<ClockState>(CLOCK_PATH).ok()?.source;
     let clock = UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
-    if matches!(state.source.as_str(), "sntp" | "central") || date < floor() {
-        return None;
+    match weigh(date, clock, &source, floor()) {
+        Weighed::Nothing => None,
+        Weighed::Behind => Some(format!("the clock ({source}) is {} s ahead of central's, and stays", clock - date)),
+        Weighed::Agrees => leave("central").is_ok().then(|| format!("clock from {source}, as central has it")),
+        Weighed::Ahead => {
+            set(Duration::from_secs(date)).ok()?;
+            leave("central").ok()?;
+            Some(format!("clock from central, stepped by +{} s from {source}", date - clock))
+        }
     }
-    if date.saturating_add(AGREE) < clock {
-        let ahead = clock - date;
-        return Some(format!("the clock ({}) is {ahead} s ahead of central's, and stays", state.source));
+}
+
+/// What central's clock says about ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weighed {
+    /// Nothing: ours is better, or central's cannot be right.
+    Nothing,
+    /// Ours is far ahead, and one of them is wrong.
+    Behind,
+    /// The same.
+    Agrees,
+    /// Ours is behind.
+    Ahead,
+}
+
+fn weigh(date: u64, clock: u64, source: &str, floor: u64) -> Weighed {
+    match () {
+        () if matches!(source, "sntp" | "central") || date < floor => Weighed::Nothing,
+        () if date > clock => Weighed::Ahead,
+        () if clock - date > AGREE => Weighed::Behind,
+        () => Weighed::Agrees,
     }
-    if date > clock {
-        set(Duration::from_secs(date)).ok()?;
-    }
-    leave("central").ok()?;
-    Some(format!("clock from central, stepped by {:+} s from {}", date.saturating_sub(clock), state.source))
 }
 
 #[derive(Debug, Error)]
@@ -222,6 +242,19 @@ mod tests {
         check(10, "", 50, 0, 50, Some(Doubt::Floor));
         assert_eq!(judge(100, "sntp", 0, 0).said(), "");
         assert_eq!(judge(100, "rtc", 0, 0).said(), " (this clock is from rtc and may be wrong)");
+    }
+
+    #[test]
+    fn central_moves_a_clock_forwards_only() {
+        let check = |date, clock, source, expect| assert_eq!(weigh(date, clock, source, 500), expect, "{date} {clock}");
+        check(2000, 1000, "rtc", Weighed::Ahead);
+        check(2000, 1000, "floor", Weighed::Ahead);
+        check(2000, 1000, "sntp", Weighed::Nothing);
+        check(2000, 1000, "central", Weighed::Nothing);
+        check(1000, 1000, "rtc", Weighed::Agrees);
+        check(1000, 1000 + AGREE, "rtc", Weighed::Agrees);
+        check(1000, 1001 + AGREE, "rtc", Weighed::Behind);
+        check(499, 100, "rtc", Weighed::Nothing);
     }
 
     proptest! {

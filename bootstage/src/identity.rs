@@ -38,6 +38,8 @@ pub(crate) fn take_up(config: &NodeConfig) -> Result<NodeConfig, StageFailure> {
     if !config.must_enrol() {
         return Ok(config.clone());
     }
+    // A node that has enrolled must not do so again because its disk is slow.
+    disks::wait_for_any();
     if let Some((disk, kept)) = disks::identity_places(config).into_iter().find_map(|disk| kept_on(config, &disk)) {
         let config = with_identity(config, &kept);
         events::tell(Stage::Contact, None, format!("node {} by the key that {disk} keeps", config.id));

@@ -21,6 +21,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     // The memory of scripts outlives the file system that it stands on.
     let mut state = disks::remembered(config);
     state.accept(ScriptKind::Install, script.serial());
+    state.last_seen = state.last_seen.max(script.judged_at());
     let trust = trust::current(config).trust;
     let request = Request { release, trust: &trust, rule: &config.install.disk, wipe: config.install.wipe, state };
     let committed = install(&mut Linux, &Servers::new(config)?, &Teller::new(Stage::Install), request);

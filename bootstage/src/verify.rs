@@ -33,6 +33,11 @@ impl VerifiedScript {
         self.script.serial
     }
 
+    /// The time that it was judged at, in Unix seconds: one that has passed, and before the script is void.
+    pub(crate) fn judged_at(&self) -> u64 {
+        self.judged.now
+    }
+
     /// The release it names, if it is a script of `kind`.
     ///
     /// # Errors
@@ -61,6 +66,8 @@ enum VerifyError {
 /// # Errors
 /// The script is not one to execute.
 pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
+    // A disk that appeared late may know of updates that this central keeps to itself.
+    trust::take_up(config);
     let script = open(config)?;
     write_json(PLAN_PATH, &script.script).map_err(|e| StageFailure::new(FailureClass::Internal, e))?;
     // Installing remembers it after the commit, on the disk that there is then.
@@ -115,7 +122,7 @@ fn now() -> u64 {
 /// disk cannot remember is told and no more: the script itself is in order.
 fn remember(config: &NodeConfig, verified: &VerifiedScript) {
     let keep = (verified.kind() == ScriptKind::Boot).then_some(verified.envelope.as_slice());
-    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), verified.judged.now, keep) {
+    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), verified.judged_at(), keep) {
         let message = format!("the disk could not remember the script: {}", failure.chain());
         events::tell(Stage::Verify, Some(failure.class), message);
     }

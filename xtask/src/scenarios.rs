@@ -8,6 +8,7 @@ mod input;
 mod install;
 mod limits;
 mod machinery;
+mod rotation;
 mod trust;
 
 use std::{
@@ -66,6 +67,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "wrong-authority", run: trust::wrong_authority },
     Scenario { name: "central-away", run: trust::central_away },
     Scenario { name: "safe-mode", run: trust::safe_mode },
+    Scenario { name: "rotated-keys", run: rotation::rotated_keys },
+    Scenario { name: "rotated-authority", run: rotation::rotated_authority },
+    Scenario { name: "enrolment", run: rotation::enrolment },
+    Scenario { name: "kept-reports", run: rotation::kept_reports },
+    Scenario { name: "told-panic", run: rotation::told_panic },
     Scenario { name: "wrong-clock", run: clock::clock },
     Scenario { name: "bad-configuration", run: input::bad_configuration },
     Scenario { name: "bad-network", run: input::bad_network },
