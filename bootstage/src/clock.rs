@@ -13,19 +13,120 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{StageFailure, central, files::write_json};
+use crate::{
+    StageFailure, central,
+    files::{read_json, write_json},
+};
 
 /// One server may take this long; a boot does not wait for a clock for ever.
 const SERVER_TIMEOUT: Duration = Duration::from_millis(1000);
 /// All servers together.
 const TOTAL: Duration = Duration::from_secs(3);
 const NTP_PORT: u16 = 123;
+/// Clocks that differ by no more than this many seconds agree.
+const AGREE: u64 = 60;
 
 /// What the clock stands on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockState {
-    /// `sntp`, `rtc` or `floor`.
+    /// `sntp`, `central`, `rtc` or `floor`.
     pub source: String,
+}
+
+/// A time to judge by, and how far it can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    /// In Unix seconds. Never before a time that is known to have passed.
+    pub(crate) now: u64,
+    /// Where it comes from, if that may be wrong.
+    pub(crate) doubt: Option<Doubt>,
+}
+
+/// A source that may be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// The machine's own clock.
+    Rtc,
+    /// When the image was built.
+    Floor,
+    /// When a script was last obeyed.
+    LastSeen,
+}
+
+impl Doubt {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Rtc => "rtc",
+            Self::Floor => "floor",
+            Self::LastSeen => "last-seen",
+        }
+    }
+}
+
+impl Judgement {
+    /// A few words for whoever reads how something was judged by it; empty if there is no doubt.
+    pub(crate) fn said(&self) -> String {
+        let said = |doubt: Doubt| format!(" (this clock is from {} and may be wrong)", doubt.as_str());
+        self.doubt.map(said).unwrap_or_default()
+    }
+}
+
+/// What the time is, given that `last_seen` has passed. The clock may stand anywhere; what is known to have passed bounds it from
+/// below, and nothing from above.
+pub(crate) fn judgement(last_seen: u64) -> Judgement {
+    let source = read_json::<ClockState>(CLOCK_PATH).map(|state| state.source).unwrap_or_default();
+    judge(UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()), &source, floor(), last_seen)
+}
+
+fn judge(clock: u64, source: &str, floor: u64, last_seen: u64) -> Judgement {
+    let now = clock.max(floor).max(last_seen);
+    let doubt = match source {
+        _ if now > clock && now == last_seen => Some(Doubt::LastSeen),
+        _ if now > clock => Some(Doubt::Floor),
+        "sntp" | "central" => None,
+        "floor" => Some(Doubt::Floor),
+        _ => Some(Doubt::Rtc),
+    };
+    Judgement { now, doubt }
+}
+
+/// Takes the clock of a central that was verified, in Unix seconds, where no time server answered: forwards only, since a clock
+/// that goes back revives what has expired. Returns a sentence about it if there is anything to say.
+pub(crate) fn take_from_central(date: u64) -> Option<String> {
+    let source = read_json::<ClockState>(CLOCK_PATH).ok()?.source;
+    let clock = UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
+    match weigh(date, clock, &source, floor()) {
+        Weighed::Nothing => None,
+        Weighed::Behind => Some(format!("the clock ({source}) is {} s ahead of central's, and stays", clock - date)),
+        Weighed::Agrees => leave("central").is_ok().then(|| format!("clock from {source}, as central has it")),
+        Weighed::Ahead => {
+            set(Duration::from_secs(date)).ok()?;
+            leave("central").ok()?;
+            Some(format!("clock from central, stepped by +{} s from {source}", date - clock))
+        }
+    }
+}
+
+/// What central's clock says about ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weighed {
+    /// Nothing: ours is better, or central's cannot be right.
+    Nothing,
+    /// Ours is far ahead, and one of them is wrong.
+    Behind,
+    /// The same.
+    Agrees,
+    /// Ours is behind.
+    Ahead,
+}
+
+fn weigh(date: u64, clock: u64, source: &str, floor: u64) -> Weighed {
+    match () {
+        () if matches!(source, "sntp" | "central") || date < floor => Weighed::Nothing,
+        () if date > clock => Weighed::Ahead,
+        () if clock - date > AGREE => Weighed::Behind,
+        () => Weighed::Agrees,
+    }
 }
 
 #[derive(Debug, Error)]
@@ -121,7 +222,56 @@ fn split_port(server: &str) -> (&str, u16) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn a_time_is_as_good_as_its_source() {
+        let check = |clock, source, floor, last_seen, now, doubt| {
+            assert_eq!(judge(clock, source, floor, last_seen), Judgement { now, doubt }, "{clock} {source}");
+        };
+        check(100, "sntp", 50, 60, 100, None);
+        check(100, "central", 50, 60, 100, None);
+        check(100, "rtc", 50, 60, 100, Some(Doubt::Rtc));
+        check(50, "floor", 50, 0, 50, Some(Doubt::Floor));
+        check(50, "floor", 50, 60, 60, Some(Doubt::LastSeen));
+        check(10, "rtc", 50, 0, 50, Some(Doubt::Floor));
+        // A time server that lies, or a last boot by a clock that did.
+        check(100, "sntp", 50, 200, 200, Some(Doubt::LastSeen));
+        check(10, "", 50, 0, 50, Some(Doubt::Floor));
+        assert_eq!(judge(100, "sntp", 0, 0).said(), "");
+        assert_eq!(judge(100, "rtc", 0, 0).said(), " (this clock is from rtc and may be wrong)");
+    }
+
+    #[test]
+    fn central_moves_a_clock_forwards_only() {
+        let check = |date, clock, source, expect| assert_eq!(weigh(date, clock, source, 500), expect, "{date} {clock}");
+        check(2000, 1000, "rtc", Weighed::Ahead);
+        check(2000, 1000, "floor", Weighed::Ahead);
+        check(2000, 1000, "sntp", Weighed::Nothing);
+        check(2000, 1000, "central", Weighed::Nothing);
+        check(1000, 1000, "rtc", Weighed::Agrees);
+        check(1000, 1000 + AGREE, "rtc", Weighed::Agrees);
+        check(1000, 1001 + AGREE, "rtc", Weighed::Behind);
+        check(499, 100, "rtc", Weighed::Nothing);
+    }
+
+    proptest! {
+        #[test]
+        fn no_clock_revives_what_has_expired(clock: u64, floor: u64, last_seen: u64, expires: u64, source in "sntp|central|rtc|floor") {
+            let judged = judge(clock, &source, floor, last_seen);
+            prop_assert!(judged.now >= floor && judged.now >= last_seen && judged.now >= clock);
+            if expires <= floor.max(last_seen) {
+                prop_assert!(judged.now >= expires);
+            }
+            // The time is one of the three, and only one that was asked for is free of doubt.
+            prop_assert!([clock, floor, last_seen].contains(&judged.now));
+            if judged.doubt.is_none() {
+                prop_assert!(judged.now == clock && ["sntp", "central"].contains(&source.as_str()));
+            }
+        }
+    }
 
     #[test]
     fn servers_with_and_without_port() {

@@ -8,18 +8,20 @@ use std::{
 };
 
 use anyhow::Context;
-use orrery_init_api::FailureClass;
+use orrery_init_api::{FailureClass, ROLE_ENV, Role};
 use orrery_installer::{
-    BOOT_LABEL, DATA_LABEL, InstalledState, Mounted, discover, find_partitions, fits, installed_slot, mount_partition,
-    parent_disk, read_state, write_state,
+    BOOT_LABEL, Content, DATA_LABEL, InstalledState, Linux, Machine, Mounted, choose, discover, find_partitions, fits,
+    installed_slot, mount_partition, parent_disk, read_state, write_state,
 };
 use orrery_protocol::{DiskFacts, NodeConfig, ScriptKind};
+use rustix::mount::{MountFlags, mount_remount};
 use thiserror::Error;
 
-use crate::{StageFailure, files::write_private};
+use crate::{StageFailure, files::write_private, trust};
 
 const SYS_BLOCK: &str = "/sys/block";
 const BOOT_MOUNT: &str = "/mnt/boot";
+const ASIDE_MOUNT: &str = "/mnt/aside";
 const DATA_MOUNT: &str = "/mnt/data";
 
 /// NVMe and USB controllers are probed while the first stages run already.
@@ -72,6 +74,62 @@ pub(crate) fn mount_boot(config: &NodeConfig, read_only: bool) -> Result<Mounted
     mount_partition(&device, Path::new(BOOT_MOUNT), "ext4", read_only, "").map_err(DiskError::Mount)
 }
 
+/// The boot partition for the reporter, which runs beside the stages; hold a turn of [`crate::disk_lock`] meanwhile.
+pub(crate) enum Aside {
+    /// At a place of its own, for as long as this lives.
+    Own(Mounted),
+    /// Where the node OS has it, read-only but for now.
+    Shared,
+}
+
+impl Aside {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Own(mounted) => mounted.path(),
+            Self::Shared => Path::new(BOOT_MOUNT),
+        }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if matches!(self, Self::Shared)
+            && let Err(error) = mount_remount(BOOT_MOUNT, SHARED | MountFlags::RDONLY, "")
+        {
+            eprintln!("making {BOOT_MOUNT} read-only again: {error}");
+        }
+    }
+}
+
+/// How the node OS mounts the boot partition, beside read-only.
+const SHARED: MountFlags = MountFlags::NODEV.union(MountFlags::NOSUID).union(MountFlags::NOEXEC);
+
+/// Gets at the boot partition for writing beside the stages.
+pub(crate) fn boot_aside(config: &NodeConfig) -> Result<Aside, StageFailure> {
+    if std::env::var(ROLE_ENV).is_ok_and(|role| role == Role::Node.as_str()) {
+        mount_remount(BOOT_MOUNT, SHARED, "")
+            .map_err(|e| StageFailure::new(FailureClass::Io, std::io::Error::from(e)))?;
+        return Ok(Aside::Shared);
+    }
+    let device = partition(BOOT_LABEL, config)?;
+    let mounted = mount_partition(&device, Path::new(ASIDE_MOUNT), "ext4", false, "").map_err(DiskError::Mount)?;
+    Ok(Aside::Own(mounted))
+}
+
+/// Makes the installed disk remember that `elapsed` have passed since it last remembered a time. Not what the clock says:
+/// that may be wrong, and a time that was remembered is never taken back.
+pub(crate) fn advance_last_seen(config: &NodeConfig, elapsed: Duration) -> Result<(), StageFailure> {
+    let io = |e: orrery_installer::StateError| StageFailure::new(FailureClass::Io, e);
+    let boot = boot_aside(config)?;
+    let mut state = read_state(boot.path()).map_err(io)?;
+    if state.last_seen > 0 {
+        state.last_seen = state.last_seen.saturating_add(elapsed.as_secs());
+        write_state(boot.path(), &state).map_err(io)?;
+    }
+    Ok(())
+}
+
 /// Mounts the installed data partition for writing.
 pub(crate) fn mount_data(config: &NodeConfig) -> Result<Mounted, DiskError> {
     let device = partition(DATA_LABEL, config)?;
@@ -121,12 +179,24 @@ pub(crate) fn last_script(config: &NodeConfig) -> Option<Vec<u8>> {
     fs::read(boot.path().join(LAST_SCRIPT)).ok()
 }
 
-/// Makes the installed disk, if there is one, remember that a script was obeyed, and `keep` as the last script; with
-/// `None`, it keeps none, unless the script is an upgrade: that one means the node to boot, as the kept one does. It is written to only if that is news.
+/// A file of the boot partition, if there is one.
+pub(crate) fn kept_file(config: &NodeConfig, name: &str) -> Option<Vec<u8>> {
+    let boot = mount_boot(config, true).ok()?;
+    fs::read(boot.path().join(name)).ok()
+}
+
+/// A clock that advanced less than this is no news, in seconds: a disk need not be written to at every boot.
+const LAST_SEEN_STEP: u64 = 3600;
+
+/// Makes the installed disk, if there is one, remember that a script was obeyed at the time `now`, and `keep` as the last
+/// script; with `None`, it keeps none, unless the script is an upgrade: that one means the node to boot, as the kept one
+/// does. The trust updates that were accepted are kept as well. It is written to only if
+/// something of that is news.
 pub(crate) fn remember(
     config: &NodeConfig,
     kind: ScriptKind,
     serial: u64,
+    now: u64,
     keep: Option<&[u8]>,
 ) -> Result<(), StageFailure> {
     let boot = match mount_boot(config, true) {
@@ -136,15 +206,49 @@ pub(crate) fn remember(
     let before = read_state(boot.path()).unwrap_or_default();
     let mut after = before.clone();
     after.accept(kind, serial);
+    if now >= after.last_seen.saturating_add(LAST_SEEN_STEP) {
+        after.last_seen = now;
+    }
     let kept = fs::read(boot.path().join(LAST_SCRIPT)).ok();
     let keep = if kind == ScriptKind::Upgrade { kept.as_deref() } else { keep };
+    let news = after != before || kept.as_deref() != keep || trust::is_news(config, boot.path());
     drop(boot);
-    if after == before && kept.as_deref() == keep {
+    if !news {
         return Ok(());
     }
+    let io = |e: anyhow::Error| StageFailure::new(FailureClass::Io, e);
     let boot = mount_boot(config, false)?;
-    write_state(boot.path(), &after).map_err(|e| StageFailure::new(FailureClass::Io, e))?;
-    keep_script(boot.path(), keep).map_err(|e| StageFailure::new(FailureClass::Io, e))
+    trust::keep(config, boot.path()).map_err(io)?;
+    write_state(boot.path(), &after).map_err(|e| io(e.into()))?;
+    keep_script(boot.path(), keep).map_err(io)
+}
+
+/// Keeps the accepted trust updates on a disk that was just installed.
+pub(crate) fn keep_roots(config: &NodeConfig) -> Result<(), StageFailure> {
+    let boot = mount_boot(config, false)?;
+    trust::keep(config, boot.path()).map_err(|e| StageFailure::new(FailureClass::Io, e))
+}
+
+/// Disks that may hold this node's identity, the one to write it to first: those with our partitions; without any, a blank
+/// one that the configuration would have installed on. Never one with somebody's data.
+pub(crate) fn identity_places(config: &NodeConfig) -> Vec<PathBuf> {
+    let mut boots = find_partitions(BOOT_LABEL).unwrap_or_default();
+    if let Ok(chosen) = partition(BOOT_LABEL, config) {
+        boots.retain(|boot| *boot != chosen);
+        boots.insert(0, chosen);
+    }
+    let parent = |boot: &PathBuf| parent_disk(boot).map(|name| Path::new("/dev").join(name));
+    let ours: Vec<_> = boots.iter().filter_map(parent).collect();
+    if !ours.is_empty() {
+        return ours;
+    }
+    let disks = Linux.disks().unwrap_or_default();
+    let chosen = choose(&disks, &config.install.disk, config.install.wipe).ok();
+    chosen
+        .filter(|(_, content)| matches!(content, Content::Blank | Content::Ours))
+        .map(|(disk, _)| disk.path.clone())
+        .into_iter()
+        .collect()
 }
 
 fn keep_script(boot: &Path, script: Option<&[u8]>) -> anyhow::Result<()> {

@@ -24,20 +24,33 @@ pub fn tell(stage: Stage, class: Option<FailureClass>, message: impl Into<String
 
 /// Appends an event of any `stage` or service, which took `duration_ms` milliseconds.
 pub fn append(stage: &str, outcome: Outcome, class: Option<&str>, message: String, duration_ms: u64) {
+    let role = std::env::var(ROLE_ENV).unwrap_or_else(|_| "boot".into());
+    let event = now(stage, outcome, class, message, duration_ms, role);
+    if let Err(error) = append_line(Path::new(EVENTS_PATH), &event.to_json_line(), MAX_LOG) {
+        eprintln!("appending to {EVENTS_PATH}: {error}");
+    }
+}
+
+/// An event of this moment.
+pub(crate) fn now(
+    stage: &str,
+    outcome: Outcome,
+    class: Option<&str>,
+    message: String,
+    duration_ms: u64,
+    role: String,
+) -> Event {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let event = Event {
+    Event {
         boot_id: crate::boot_id().unwrap_or_default(),
         at_ms: uptime.tv_sec.unsigned_abs() * 1000 + uptime.tv_nsec.unsigned_abs() / 1_000_000,
         wall: UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()),
-        role: std::env::var(ROLE_ENV).unwrap_or_else(|_| "boot".into()),
+        role,
         stage: stage.into(),
         outcome,
         class: class.map(Into::into),
         message,
         duration_ms,
-    };
-    if let Err(error) = append_line(Path::new(EVENTS_PATH), &event.to_json_line(), MAX_LOG) {
-        eprintln!("appending to {EVENTS_PATH}: {error}");
     }
 }
 

@@ -5,8 +5,9 @@ use std::{fs, path::Path};
 use orrery_init_api::CLOCK_PATH;
 use orrery_installer::Hardware;
 use orrery_protocol::{Facts, MemoryFacts, NicFacts, NodeConfig};
+use orrery_sshd::HostKey;
 
-use crate::{clock::ClockState, disks, files::read_json, handover, network};
+use crate::{clock::ClockState, disks, files::read_json, handover, identity::host_key_seed, network, trust};
 
 /// Gathers what can be found out; what cannot stays empty.
 pub(crate) fn gather(config: &NodeConfig) -> Facts {
@@ -30,6 +31,8 @@ pub(crate) fn gather(config: &NodeConfig) -> Facts {
         nics: nics(),
         clock: read_json::<ClockState>(CLOCK_PATH).map(|state| state.source).unwrap_or_default(),
         installed: disks::installed_release(config),
+        ssh_host_key: HostKey::from_seed(&host_key_seed(config)).public_line(),
+        trust_serial: trust::current(config).serial,
         groups: config.groups.clone(),
         ..Facts::default()
     }

@@ -60,6 +60,7 @@ pub(crate) fn transport_class(error: &TransportError) -> FailureClass {
         TransportError::Refused { class, .. } => match class.as_str() {
             "unknown-node" => FailureClass::UnknownNode,
             "no-script" => FailureClass::NoScript,
+            "enrolment" | "key-replaced" => FailureClass::Enrolment,
             _ => FailureClass::Http,
         },
         TransportError::ShortRead { .. } => FailureClass::ShortRead,

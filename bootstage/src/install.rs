@@ -7,7 +7,7 @@ use orrery_protocol::{NodeConfig, ScriptKind};
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    facts, verify,
+    events, facts, identity, trust, verify,
 };
 
 /// Installs what the script names; returns a sentence about it.
@@ -22,7 +22,8 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let mut state = disks::remembered(config);
     state.forget_troubles();
     state.accept(ScriptKind::Install, script.serial());
-    let trust = config.trust_root();
+    state.last_seen = state.last_seen.max(script.judged_at());
+    let trust = trust::current(config).trust;
     let waivers = script.waivers(config);
     let request = Request {
         release,
@@ -34,7 +35,13 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
         hardware: facts::hardware(),
         waivers: &waivers,
     };
-    let committed =
-        install(&mut Linux, &Servers::new(config, script.mirrors())?, &Teller::new(Stage::Install), request)?;
+    let servers = Servers::new(config, script.mirrors())?;
+    let committed = install(&mut Linux, &servers, &Teller::new(Stage::Install), request);
+    // A disk that is only partitioned keeps the key already.
+    identity::settle_installed(config);
+    let committed = committed?;
+    if let Err(failure) = disks::keep_roots(config) {
+        events::tell(Stage::Install, Some(failure.class), failure.chain());
+    }
     Ok(format!("release {} in slot {}", committed.release(), committed.slot().as_str()))
 }

@@ -11,10 +11,10 @@ use orrery_installer::{
 use orrery_protocol::{Event, NodeConfig, ScriptKind, Waiver};
 
 use crate::{
-    StageFailure, disks, events,
+    StageFailure, contact, disks, events,
     handover::{self, Handover},
     release::{LoadError, VerifiedManifest, VerifiedRelease},
-    verify,
+    trust, verify,
 };
 
 /// Chain-boots in a row without a word of health that are nothing special: power cuts, a trial and its fallback.
@@ -35,7 +35,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
         return Ok(text);
     }
     let active = installed_slot(disk.boot.path()).map_err(LoadError::State)?.ok_or(LoadError::NoSlot)?;
-    let manifest = VerifiedManifest::open(disk.boot.path(), active, &config.trust_root())?;
+    let manifest = VerifiedManifest::open(disk.boot.path(), active, &trust::current(config).trust)?;
     note_other_release(config, &manifest);
     let (release, boot_id) = read(config, manifest, false)?;
     disk.count_start();
@@ -166,7 +166,7 @@ impl Disk {
     }
 
     fn try_release(&mut self, config: &NodeConfig, trial: &Trial) -> Result<String, StageFailure> {
-        let manifest = VerifiedManifest::open(self.boot.path(), trial.slot, &config.trust_root())?;
+        let manifest = VerifiedManifest::open(self.boot.path(), trial.slot, &trust::current(config).trust)?;
         if manifest.envelope.sha256 != trial.manifest {
             return Err(LoadError::OtherRelease { slot: trial.slot.as_str() }.into());
         }
@@ -194,12 +194,12 @@ impl Disk {
 fn read(config: &NodeConfig, manifest: VerifiedManifest, trial: bool) -> Result<(VerifiedRelease, String), LoadError> {
     let boot_id = crate::boot_id().map_err(LoadError::Handover)?;
     let handover = Handover {
-        config: config.clone(),
+        config: trust::obeying(config),
         boot_id: boot_id.clone(),
         medium_version: handover::image_version(),
         slot: manifest.slot.as_str().into(),
         release: manifest.manifest.clone(),
-        offline: None,
+        offline: contact::offline(),
         trial,
     };
     let handover = handover.to_cpio().map_err(LoadError::Handover)?;

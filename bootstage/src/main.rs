@@ -3,8 +3,8 @@
 use std::{env, process::ExitCode};
 
 use orrery_bootstage::{
-    StageFailure, clock, configure, contact, install, load, network, node_config, repair, reporter, safe, upgrade,
-    verify,
+    StageFailure, clock, configure, contact, disk_lock, install, load, network, node_config, repair, reporter, safe,
+    upgrade, verify,
 };
 use orrery_init_api::{FailureClass, RESULT_FD, Stage, StageResult, report_result};
 use orrery_sys::descriptor::inherited;
@@ -32,6 +32,9 @@ fn main() -> ExitCode {
 }
 
 fn run(stage: Stage) -> Result<(), StageFailure> {
+    // Whatever touches the disk has it for itself.
+    let leaves_it = matches!(stage, Stage::Configure | Stage::Network | Stage::Time | Stage::Safe | Stage::Reporter);
+    let _turn = if leaves_it { None } else { disk_lock::wait() };
     match stage {
         Stage::Configure => ready(&configure::run()?),
         Stage::Network => {

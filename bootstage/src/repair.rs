@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    facts, verify,
+    facts, trust, verify,
 };
 
 #[derive(Debug, Error)]
@@ -46,7 +46,7 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     }
     let mut state = orrery_installer::read_state(boot.path()).unwrap_or_default();
     state.accept(script.kind(), script.serial());
-    let trust = config.trust_root();
+    let trust = trust::current(config).trust;
     let waivers = script.waivers(config);
     let request = Request {
         release,

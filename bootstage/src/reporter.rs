@@ -1,5 +1,5 @@
-//! Carrying the event log to central: from the first network on, oldest first, nothing twice and nothing lost
-//! while this boot lasts.
+//! Carrying events and logs to central: from the first network on, oldest first, nothing twice and nothing lost. What an earlier
+//! boot could not send or left behind goes first.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use orrery_init_api::{EVENTS_PATH, RUN_DIR};
+use orrery_init_api::{EVENTS_PATH, ROLE_ENV, RUN_DIR, Role};
 use orrery_protocol::{Event, EventBatch, NodeConfig};
 use orrery_transport::{Client, Method, TransportError};
 use rustix::{
@@ -20,8 +20,15 @@ use rustix::{
     fs::{FallocateFlags, fallocate, inotify},
     time::Timespec,
 };
+use serde::Serialize;
 
-use crate::{StageFailure, client, files::write_private};
+use crate::{
+    StageFailure, client, disk_lock, disks,
+    files::{node_config, write_private},
+    kernel_log::KernelLog,
+    previous::Previous,
+    unsent::Unsent,
+};
 
 /// Events of one request.
 const BATCH: usize = 100;
@@ -29,6 +36,14 @@ const BATCH: usize = 100;
 const KEPT: u64 = 4 * 1024 * 1024;
 /// Bytes read of the log at a time; a line is at most 16 KiB.
 const CHUNK: u64 = 256 * 1024;
+/// Bytes of the log that may wait on the disk; somewhat more than are kept there.
+const UNSENT: u64 = 4 * 1024 * 1024;
+/// Lines of the kernel wait so long for others: each is a request otherwise.
+const LOG_PERIOD: Duration = Duration::from_secs(1);
+/// How often to look whether the disk is there.
+const DISK_PERIOD: Duration = Duration::from_secs(2);
+/// How often the node OS lets the disk know how much time has passed.
+const REMEMBER_PERIOD: Duration = Duration::from_secs(3600);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -48,7 +63,8 @@ pub fn stop_on_sigterm() -> Result<SignalFd, StageFailure> {
         .map_err(|e| StageFailure::new(orrery_init_api::FailureClass::Internal, e))
 }
 
-/// Sends events until `stop` becomes readable, then what is left, and returns.
+/// Sends events and logs until `stop` becomes readable, then what is left, and returns. Events that cannot be sent are kept on
+/// the installed disk, if there is one, and sent by a later boot.
 ///
 /// # Errors
 /// The log cannot be watched. Being unable to reach central is no error: it is tried again for ever.
@@ -59,45 +75,46 @@ pub fn run(config: &NodeConfig, stop: impl rustix::fd::AsFd) -> Result<(), Stage
     File::options().append(true).create(true).open(EVENTS_PATH).map_err(internal)?;
     inotify::add_watch(&watch, EVENTS_PATH, inotify::WatchFlags::MODIFY).map_err(|e| internal(e.into()))?;
 
-    let mut link = Link { config, client: None, url: 0 };
-    let mut log = Log::open();
+    let mut link = Link { config: config.clone(), client: None, url: 0 };
+    let mut work = Work::open();
     let mut pause = FIRST_RETRY;
     loop {
-        let wait = match log.send(&mut link) {
-            Ok(()) => {
+        let wait = match work.send(&mut link) {
+            Ok(wait) => {
                 pause = FIRST_RETRY;
-                None
+                wait
             }
             Err(error) => {
                 eprintln!("reporting to central: {error}");
                 pause = (pause * 2).min(LONGEST_RETRY);
-                Some(pause)
+                Wait { until: Some(pause), events: false, kernel: false }
             }
         };
-        let mut descriptors = [PollFd::new(&stop, PollFlags::IN), PollFd::new(&watch, PollFlags::IN)];
+        work.keep(&link.config);
+        let mut descriptors = vec![PollFd::new(&stop, PollFlags::IN)];
         // After a failure only time helps: further events would only hammer a central that is down.
-        let watched = if wait.is_some() { &mut descriptors[..1] } else { &mut descriptors[..] };
-        let timeout = wait.map(|d| Timespec { tv_sec: d.as_secs().cast_signed(), tv_nsec: d.subsec_nanos().into() });
-        match poll(watched, timeout.as_ref()) {
+        descriptors.extend(wait.events.then(|| PollFd::new(&watch, PollFlags::IN)));
+        let kernel = work.kernel.as_ref().filter(|_| wait.kernel);
+        descriptors.extend(kernel.map(|kernel| PollFd::new(kernel, PollFlags::IN)));
+        let span = |d: Duration| Timespec { tv_sec: d.as_secs().cast_signed(), tv_nsec: d.subsec_nanos().into() };
+        match poll(&mut descriptors, wait.until.map(span).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => (),
             Err(error) => return Err(internal(error.into())),
         }
         if !descriptors[0].revents().is_empty() {
-            flush(&mut log, &mut link);
+            flush(&mut work, &mut link);
             return Ok(());
         }
         drain(&watch);
     }
 }
 
-fn flush(log: &mut Log, link: &mut Link<'_>) {
+fn flush(work: &mut Work, link: &mut Link) {
     let end = Instant::now() + FLUSH_DEADLINE;
-    while Instant::now() < end {
-        if log.send(link).is_ok() {
-            return;
-        }
+    while Instant::now() < end && work.send(link).is_err() {
         std::thread::sleep(FIRST_RETRY);
     }
+    work.keep(&link.config);
 }
 
 fn drain(watch: &impl rustix::fd::AsFd) {
@@ -105,24 +122,97 @@ fn drain(watch: &impl rustix::fd::AsFd) {
     while rustix::io::read(watch, &mut buffer).is_ok_and(|got| got > 0) {}
 }
 
+/// What to wait for before there is more to do.
+struct Wait {
+    /// At most so long.
+    until: Option<Duration>,
+    /// For an event.
+    events: bool,
+    /// For a line of the kernel.
+    kernel: bool,
+}
+
+/// Everything that is to be sent.
+struct Work {
+    earlier: Unsent,
+    previous: Previous,
+    log: Log,
+    kernel: Option<KernelLog>,
+    /// When lines of the kernel were last sent.
+    logged: Instant,
+    /// When the disk was last told how much time has passed; in the node OS alone, which runs for years.
+    remembered: Option<Instant>,
+}
+
+impl Work {
+    fn open() -> Self {
+        let kernel = KernelLog::open().inspect_err(|error| eprintln!("reading the kernel's log: {error}")).ok();
+        let now = Instant::now();
+        let is_node = std::env::var(ROLE_ENV).is_ok_and(|role| role == Role::Node.as_str());
+        Self {
+            earlier: Unsent::default(),
+            previous: Previous::Unread,
+            log: Log::open(),
+            kernel,
+            logged: now,
+            remembered: is_node.then_some(now),
+        }
+    }
+
+    /// Sends everything, oldest first.
+    fn send(&mut self, link: &mut Link) -> Result<Wait, StageFailure> {
+        let config = link.config.clone();
+        self.earlier.send(&config, link)?;
+        self.previous.send(link)?;
+        self.log.send(link)?;
+        if let Some(kernel) = &mut self.kernel
+            && kernel.send(link)?
+        {
+            self.logged = Instant::now();
+        }
+        let quiet = LOG_PERIOD.saturating_sub(self.logged.elapsed());
+        let until = [
+            (!quiet.is_zero()).then_some(quiet),
+            self.earlier.is_unread().then_some(DISK_PERIOD),
+            self.remembered.map(|last| REMEMBER_PERIOD.saturating_sub(last.elapsed())),
+        ];
+        Ok(Wait { until: until.into_iter().flatten().min(), events: true, kernel: quiet.is_zero() })
+    }
+
+    /// Brings the disk up to date: with what central does not have yet, and now and then with the time that has passed.
+    fn keep(&mut self, config: &NodeConfig) {
+        self.earlier.keep(config, &self.log.unsent());
+        if let Some(last) = self.remembered.filter(|last| last.elapsed() >= REMEMBER_PERIOD)
+            && let Some(_turn) = disk_lock::try_now()
+        {
+            self.remembered = Some(Instant::now());
+            if let Err(failure) = disks::advance_last_seen(config, last.elapsed()) {
+                eprintln!("remembering the time: {failure}");
+            }
+        }
+    }
+}
+
 /// The connection, made when it is first needed and again after it failed, to the next server then.
-struct Link<'a> {
-    config: &'a NodeConfig,
+pub(crate) struct Link {
+    config: NodeConfig,
     client: Option<Client>,
     url: usize,
 }
 
-impl Link<'_> {
-    fn post(&mut self, batch: &EventBatch) -> Result<(), StageFailure> {
+impl Link {
+    pub(crate) fn post(&mut self, path: &str, body: &impl Serialize) -> Result<(), StageFailure> {
         if self.client.is_none() {
+            // A node that enrols gets its key while this runs.
+            self.config = node_config()?;
             let urls = &self.config.central.urls;
-            self.client = Some(client(self.config, &urls[self.url % urls.len()])?);
+            self.client = Some(client(&self.config, &urls[self.url % urls.len()])?);
         }
         let Some(client) = &self.client else { return Ok(()) };
-        match client.send(Method::POST, "/v1/node/events", batch) {
-            // Events that central does not take now it will not take later.
-            Err(error @ TransportError::Refused { status: 400..=499, .. }) => {
-                eprintln!("central does not take events: {error}");
+        match client.send(Method::POST, path, body) {
+            // What central does not take by what it is, it will not take later.
+            Err(error @ TransportError::Refused { status: 400 | 404 | 405 | 413 | 415 | 422, .. }) => {
+                eprintln!("central does not take what {path} is for: {error}");
                 Ok(())
             }
             Err(error) => {
@@ -153,7 +243,7 @@ impl Log {
     }
 
     /// Sends everything that is in the log.
-    fn send(&mut self, link: &mut Link<'_>) -> Result<(), StageFailure> {
+    fn send(&mut self, link: &mut Link) -> Result<(), StageFailure> {
         loop {
             let (batch, next) =
                 self.next_batch().map_err(|e| StageFailure::new(orrery_init_api::FailureClass::Io, e))?;
@@ -161,7 +251,7 @@ impl Log {
                 return Ok(());
             }
             if !batch.events.is_empty() {
-                link.post(&batch)?;
+                link.post("/v1/node/events", &batch)?;
             }
             self.position = next;
             match write_private(Self::position_path(), next.to_string().as_bytes()) {
@@ -169,6 +259,20 @@ impl Log {
                 Err(error) => eprintln!("{error:#}"),
             }
         }
+    }
+
+    /// The whole lines that were not sent.
+    fn unsent(&self) -> Vec<u8> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(EVENTS_PATH)?;
+            file.seek(SeekFrom::Start(self.position))?;
+            let mut bytes = Vec::new();
+            file.take(UNSENT).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let mut bytes = read().unwrap_or_default();
+        bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        bytes
     }
 
     /// Gives the memory of what was sent back, once that is much. A hole needs no agreement with those who append: the
@@ -201,7 +305,7 @@ fn punch(log: &File, length: u64) -> io::Result<()> {
 }
 
 /// Events of up to [`BATCH`] whole lines, and how many bytes those have. A line that is no event is passed over.
-fn parse_lines(bytes: &[u8]) -> (Vec<Event>, usize) {
+pub(crate) fn parse_lines(bytes: &[u8]) -> (Vec<Event>, usize) {
     let mut used = 0;
     let mut events = Vec::new();
     for line in bytes.split_inclusive(|b| *b == b'\n').take(BATCH) {

@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    facts, verify,
+    facts, trust, verify,
 };
 
 #[derive(Debug, Error)]
@@ -33,7 +33,7 @@ enum UpgradeError {
 pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     let script = verify::open(config)?;
     let release = script.release_for(ScriptKind::Upgrade)?;
-    let trust = config.trust_root();
+    let trust = trust::current(config).trust;
     disks::wait_for_installed();
     let boot = disks::mount_boot(config, false)?;
     let state_error = |e| StageFailure::new(FailureClass::Io, UpgradeError::State(e));

@@ -9,8 +9,11 @@ use orrery_protocol::{
 use thiserror::Error;
 
 use crate::{
-    StageFailure, disks, events,
+    StageFailure,
+    clock::{self, Judgement},
+    disks, events,
     files::{read_json, write_json},
+    trust,
 };
 
 /// A script that this node may execute now. Only verification makes one.
@@ -18,6 +21,7 @@ use crate::{
 pub struct VerifiedScript {
     script: BootScript,
     envelope: Vec<u8>,
+    judged: Judgement,
 }
 
 impl VerifiedScript {
@@ -41,6 +45,11 @@ impl VerifiedScript {
         [self.script.waivers.as_slice(), &config.waivers].concat()
     }
 
+    /// The time that it was judged at, in Unix seconds: one that has passed, and before the script is void.
+    pub(crate) fn judged_at(&self) -> u64 {
+        self.judged.now
+    }
+
     /// The release it names, if it is a script of `kind`.
     ///
     /// # Errors
@@ -60,6 +69,8 @@ enum VerifyError {
     Read(#[source] std::io::Error),
     #[error("the boot script is of kind {has}, not {asked}")]
     OtherKind { asked: ScriptKind, has: ScriptKind },
+    #[error("{refused}{said}")]
+    Refused { refused: ScriptRefused, said: String },
 }
 
 /// Verifies the script that was fetched; returns its kind and a few words about it.
@@ -67,13 +78,15 @@ enum VerifyError {
 /// # Errors
 /// The script is not one to execute.
 pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
+    // A disk that appeared late may know of updates that this central keeps to itself.
+    trust::take_up(config);
     let script = open(config)?;
     write_json(PLAN_PATH, &script.script).map_err(|e| StageFailure::new(FailureClass::Internal, e))?;
     // Installing remembers it after the commit, on the disk that there is then.
     if script.kind() != ScriptKind::Install {
         remember(config, &script);
     }
-    Ok(format!("{} serial {}", script.kind(), script.serial()))
+    Ok(format!("{} serial {}{}", script.kind(), script.serial(), script.judged.said()))
 }
 
 /// Opens and judges the script. Every stage that obeys it does so itself, and trusts no earlier one.
@@ -83,11 +96,20 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
 pub fn open(config: &NodeConfig) -> Result<VerifiedScript, StageFailure> {
     let envelope =
         fs::read(SCRIPT_PATH).map_err(|e| StageFailure::new(FailureClass::Internal, VerifyError::Read(e)))?;
-    let accepted = disks::remembered(config).accepted;
-    let context = ScriptContext { node: &config.id, groups: &config.groups, now: now(), accepted: &accepted };
-    let script = BootScript::open(&envelope, &config.trust_root(), &context)
-        .map_err(|refused| StageFailure::new(class(&refused), refused))?;
-    Ok(VerifiedScript { script, envelope })
+    let remembered = disks::remembered(config);
+    let judged = clock::judgement(remembered.last_seen);
+    let (now, accepted) = (judged.now, &remembered.accepted);
+    let context = ScriptContext { node: &config.id, groups: &config.groups, now, accepted };
+    match BootScript::open(&envelope, &trust::current(config).trust, &context) {
+        Ok(script) => Ok(VerifiedScript { script, envelope, judged }),
+        Err(refused) => Err(refusal(refused, judged)),
+    }
+}
+
+/// A clock that may be wrong is worth knowing where it decided.
+fn refusal(refused: ScriptRefused, judged: Judgement) -> StageFailure {
+    let said = if matches!(refused, ScriptRefused::Expired { .. }) { judged.said() } else { String::new() };
+    StageFailure::new(class(&refused), VerifyError::Refused { refused, said })
 }
 
 /// The safe-mode script that is in force: judged as every script is, now, and the very one that the verify stage accepted
@@ -99,7 +121,7 @@ pub(crate) fn safe_script(config: &NodeConfig) -> Option<BootScript> {
 fn in_force(config: &NodeConfig, envelope: &[u8], accepted: &BootScript, now: u64) -> Option<BootScript> {
     let context =
         ScriptContext { node: &config.id, groups: &config.groups, now, accepted: &[(accepted.kind, accepted.serial)] };
-    let script = BootScript::open(envelope, &config.trust_root(), &context).ok()?;
+    let script = BootScript::open(envelope, &trust::current(config).trust, &context).ok()?;
     (script == *accepted && script.kind == ScriptKind::Safe).then_some(script)
 }
 
@@ -112,7 +134,7 @@ fn now() -> u64 {
 /// disk cannot remember is told and no more: the script itself is in order.
 fn remember(config: &NodeConfig, verified: &VerifiedScript) {
     let keep = (verified.kind() == ScriptKind::Boot).then_some(verified.envelope.as_slice());
-    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), keep) {
+    if let Err(failure) = disks::remember(config, verified.kind(), verified.serial(), verified.judged_at(), keep) {
         let message = format!("the disk could not remember the script: {}", failure.chain());
         events::tell(Stage::Verify, Some(failure.class), message);
     }

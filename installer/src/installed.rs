@@ -60,6 +60,10 @@ pub struct InstalledState {
     /// The release in the active slot, as last written.
     #[serde(default)]
     pub release: Option<String>,
+    /// A time that has passed, in Unix seconds: a script was obeyed then. What expired before it is expired, whatever the
+    /// clock says.
+    #[serde(default)]
+    pub last_seen: u64,
     /// The release that was tried last and given up, until another one is tried.
     #[serde(default)]
     pub failed_trial: Option<FailedUpgrade>,

@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod hardware;
 mod here;
+mod identity;
 mod installed;
 mod layout;
 mod leftovers;
@@ -29,6 +30,7 @@ pub use disk::{Disk, discover};
 pub use error::InstallError;
 pub use fetch::fetch;
 pub use hardware::{Hardware, Shortfalls};
+pub use identity::{KeptIdentity, read_identity, write_identity};
 pub use installed::{
     FailedUpgrade, InstalledState, Slot, StateError, UnknownSlot, installed_slot, read_state, write_active, write_state,
 };

@@ -7,7 +7,10 @@ use std::{
 
 use gptman::GPTHeader;
 
-use crate::layout::{BOOT_LABEL, DATA_LABEL};
+use crate::{
+    identity::{self, IDENTITY_AT, IDENTITY_BYTES},
+    layout::{BOOT_LABEL, DATA_LABEL},
+};
 
 /// What a disk holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +76,13 @@ const SIGNATURES: &[(usize, &[u8], &str)] = &[
 /// It cannot be read.
 pub fn probe(disk: &mut (impl Read + Seek), sector_size: u64) -> io::Result<Content> {
     let size = disk.seek(SeekFrom::End(0))?;
-    let start = read_at(disk, 0, START)?;
+    let mut start = read_at(disk, 0, START)?;
+    // A node's identity is neither somebody's data nor a sign of an installation.
+    if let Some(area) = start.get_mut(IDENTITY_AT as usize..).and_then(|rest| rest.get_mut(..IDENTITY_BYTES))
+        && identity::parse(area).is_some()
+    {
+        area.fill(0);
+    }
     let end = read_at(disk, size.saturating_sub(END), END)?;
     let has = |at: usize, magic: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(magic));
     // Before the partition tables: the medium written to a USB stick has some, too.

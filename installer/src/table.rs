@@ -4,21 +4,28 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use gptman::{GPT, GPTPartitionEntry};
 
-use crate::layout::{ALIGN_BYTES, BOOT_BYTES, BOOT_LABEL, DATA_LABEL};
+use crate::{
+    identity::{IDENTITY_AT, IDENTITY_BYTES, read_identity},
+    layout::{ALIGN_BYTES, BOOT_BYTES, BOOT_LABEL, DATA_LABEL},
+};
 
 /// "Linux filesystem data", 0FC63DAF-8483-4772-8E79-3D69D8477DE4, as GPT stores it.
 const LINUX_DATA: [u8; 16] =
     [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
 
 /// Zeroes everything that anyone recognises the old content by: both ends of the disk, and where the new partitions start.
-/// From here on, until the installation is committed, the disk boots nothing.
-pub(crate) fn zap(disk: &mut (impl Write + Seek), size: u64) -> io::Result<()> {
-    let zeros = vec![0; 1 << 20];
-    let ends = [0, size.saturating_sub(zeros.len() as u64)];
-    let starts = [ALIGN_BYTES, ALIGN_BYTES + BOOT_BYTES];
-    for at in ends.into_iter().chain(starts) {
+/// From here on, until the installation is committed, the disk boots nothing. An identity stays: the node that
+/// installs is the one it belongs to, and has no other place for it.
+pub(crate) fn zap(disk: &mut (impl Read + Write + Seek), size: u64) -> io::Result<()> {
+    const LENGTH: u64 = 1 << 20;
+    let spared = read_identity(disk)?.map_or(0, |_| IDENTITY_BYTES as u64);
+    let behind = IDENTITY_AT + spared;
+    let start = [(0, IDENTITY_AT), (behind, LENGTH - behind)];
+    let others = [size.saturating_sub(LENGTH), ALIGN_BYTES, ALIGN_BYTES + BOOT_BYTES].map(|at| (at, LENGTH));
+    let zeros = vec![0; LENGTH as usize];
+    for (at, length) in start.into_iter().chain(others) {
         disk.seek(SeekFrom::Start(at))?;
-        disk.write_all(&zeros)?;
+        disk.write_all(&zeros[..length as usize])?;
     }
     disk.flush()
 }
@@ -67,7 +74,10 @@ fn random_guid(mut bytes: [u8; 16]) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::{Content, probe};
+    use crate::{
+        identity::write_identity,
+        probe::{Content, probe},
+    };
 
     fn check(sector_size: u64) {
         let mut disk = tempfile::tempfile().unwrap();
@@ -83,6 +93,32 @@ mod tests {
         assert_eq!(gpt[1].size().unwrap() * sector_size, BOOT_BYTES);
         assert!(gpt[2].size().unwrap() * sector_size > size - BOOT_BYTES - (3 << 20));
         assert_eq!(gpt[2].starting_lba * sector_size % ALIGN_BYTES, 0);
+    }
+
+    #[test]
+    fn an_identity_outlives_a_new_partition_table() {
+        let identity = crate::identity::tests::sample();
+        let mut disk = tempfile::tempfile().unwrap();
+        let size = 2 << 30;
+        disk.set_len(size).unwrap();
+        disk.write_all(&vec![0xaa; 1 << 20]).unwrap();
+        write_identity(&mut disk, &identity).unwrap();
+        zap(&mut disk, size).unwrap();
+        // Half-installed, with nothing but the identity left, it is not somebody else's.
+        assert_eq!(probe(&mut disk, 512).unwrap(), Content::Blank);
+        write(&mut disk, 512, [[1; 16], [2; 16], [3; 16]]).unwrap();
+        assert_eq!(probe(&mut disk, 512).unwrap(), Content::Ours);
+        assert_eq!(read_identity(&mut disk).unwrap(), Some(identity));
+        // With a lost partition table as well, whose backup names ours.
+        disk.seek(SeekFrom::Start(0)).unwrap();
+        disk.write_all(&[0; 64 << 10]).unwrap();
+        assert_eq!(probe(&mut disk, 512).unwrap(), Content::Ours);
+        // What only looks like an identity is nobody's, and goes.
+        disk.seek(SeekFrom::Start(IDENTITY_AT + 20)).unwrap();
+        disk.write_all(b"x").unwrap();
+        assert!(matches!(probe(&mut disk, 512).unwrap(), Content::Foreign(_)));
+        zap(&mut disk, size).unwrap();
+        assert_eq!(probe(&mut disk, 512).unwrap(), Content::Blank);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
-    path::Path,
     sync::Arc,
 };
 
@@ -52,12 +51,11 @@ pub trait Entrance: Send + Sync + 'static {
     ) -> io::Result<Session>;
 }
 
-/// Serves for ever. `ready` is called once connections are accepted.
+/// Serves for ever, as the host of `host_key`. `ready` is called once connections are accepted.
 ///
 /// # Errors
-/// When the port is taken or the host key cannot be read.
-pub fn run(entrance: Arc<dyn Entrance>, ready: impl FnOnce()) -> Result<Infallible> {
-    let host_key = HostKey::load_or_create(Path::new(paths::HOST_KEY))?;
+/// When the port is taken.
+pub fn run(host_key: HostKey, entrance: Arc<dyn Entrance>, ready: impl FnOnce()) -> Result<Infallible> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT))
         // A kernel without IPv6.
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))

@@ -25,8 +25,6 @@ pub mod paths {
     pub const STATE: &str = "/data/state";
     /// The last state central wanted.
     pub const WANTED: &str = "/data/state/wanted.json";
-    /// The ssh gate's key.
-    pub const HOST_KEY: &str = "/data/state/ssh_host_ed25519";
     /// Verified archives of reference images, by SHA-256.
     pub const INCOMING: &str = "/data/images/incoming";
     /// How reporting to central goes, in this boot.

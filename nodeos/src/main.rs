@@ -1,15 +1,15 @@
 //! `orrery-nodeos <stage>`: the stages and services PID 1 starts in the node OS.
 
-use std::{env, path::Path, process::ExitCode, sync::Arc, thread};
+use std::{env, process::ExitCode, sync::Arc, thread};
 
-use orrery_bootstage::{StageFailure, boot_id, clock, handover, network, node_config, reporter};
+use orrery_bootstage::{StageFailure, boot_id, clock, handover, host_key_seed, network, node_config, reporter};
 use orrery_init_api::{ATTEMPT_ENV, FailureClass, RESULT_FD, Stage, StageResult, report_result};
 use orrery_nodeos::{
     central::Central,
     gate, health,
     host::{self, LinuxHost},
     manager::{self, Identity},
-    paths, storage,
+    storage,
 };
 use orrery_sshd::HostKey;
 use orrery_sys::descriptor::inherited;
@@ -77,7 +77,7 @@ fn reporter() -> Result<(), StageFailure> {
 fn node_manager() -> Result<(), StageFailure> {
     let handover = handover::read().map_err(|e| StageFailure::new(FailureClass::ConfigMissing, e))?;
     let io = |e: anyhow::Error| StageFailure::new(FailureClass::Io, e);
-    let host_key = HostKey::load_or_create(Path::new(paths::HOST_KEY)).map_err(|e| io(e.into()))?;
+    let host_key = HostKey::from_seed(&host_key_seed(&handover.config));
     let me = Identity {
         boot_id: boot_id().map_err(internal)?,
         release: handover.release.release.clone(),
@@ -99,8 +99,9 @@ fn node_manager() -> Result<(), StageFailure> {
 }
 
 fn ssh_gate() -> Result<(), StageFailure> {
+    let host_key = HostKey::from_seed(&host_key_seed(&node_config()?));
     let entrance = Arc::new(host::Door::open().map_err(internal)?);
-    let failure = match gate::run(entrance, || ready("port 22")) {
+    let failure = match gate::run(host_key, entrance, || ready("port 22")) {
         Ok(never) => match never {},
         Err(e) => e,
     };

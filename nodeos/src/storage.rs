@@ -11,7 +11,6 @@ use std::{
 };
 
 use orrery_init_api::FailureClass;
-use orrery_sshd::{HostKey, HostKeyError};
 use rustix::mount::{MountFlags, mount};
 
 use crate::{
@@ -64,9 +63,6 @@ pub enum StorageError {
         /// Why not.
         source: io::Error,
     },
-    /// The ssh gate's key.
-    #[error(transparent)]
-    HostKey(#[from] HostKeyError),
 }
 
 impl StorageError {
@@ -119,8 +115,8 @@ impl fmt::Display for Checked {
     }
 }
 
-/// Checks and mounts the node's partitions, and makes sure of the folders and the key that services expect. Says what it
-/// found in a few words.
+/// Checks and mounts the node's partitions, and makes sure of the folders that services expect. Says what it found in a few
+/// words.
 ///
 /// # Errors
 /// When the data partition cannot be used. Nothing is ever formatted here.
@@ -132,8 +128,6 @@ pub fn bring_up() -> Result<String, StorageError> {
     for (path, mode) in [(paths::STATE, 0o700), ("/data/images", 0o700), (paths::INCOMING, 0o700)] {
         folder(Path::new(path), mode)?;
     }
-    // Made here, since both the gate and the node manager need it, in whichever order they start.
-    HostKey::load_or_create(Path::new(paths::HOST_KEY))?;
 
     let mut said = format!("{} {checked}", data.display());
     // Slivers run without it; what is wrong with it, the next boot's verification tells.

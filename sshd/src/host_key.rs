@@ -64,9 +64,13 @@ impl HostKey {
             filled += rustix::rand::getrandom(&mut seed[filled..], GetRandomFlags::empty())
                 .map_err(|e| HostKeyError::Random(e.into()))?;
         }
-        let pair = KeypairData::from(Ed25519Keypair::from_seed(&seed));
-        let key = PrivateKey::new(pair, "").expect("an Ed25519 key pair is a private key");
-        Ok(Self(key))
+        Ok(Self::from_seed(&seed))
+    }
+
+    /// The key that follows from a secret seed: the same seed gives the same key, everywhere and always.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        let pair = KeypairData::from(Ed25519Keypair::from_seed(seed));
+        Self(PrivateKey::new(pair, "").expect("an Ed25519 key pair is a private key"))
     }
 
     /// The key in the file at `path`; a new one is put there first if there is no file.
@@ -130,6 +134,13 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_ne!(HostKey::generate().unwrap().public_line(), first);
+    }
+
+    #[test]
+    fn a_seed_has_one_key() {
+        let line = |seed| HostKey::from_seed(&[seed; 32]).public_line();
+        assert_eq!(line(1), line(1));
+        assert_ne!(line(1), line(2));
     }
 
     #[test]

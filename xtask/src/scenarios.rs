@@ -11,6 +11,7 @@ mod limits;
 mod machinery;
 mod outage;
 mod reproducible;
+mod rotation;
 mod trust;
 mod upgrade;
 
@@ -134,6 +135,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("minimum-hardware", downloads::minimum_hardware),
     Scenario::full("kexec-waived", upgrade::kexec_waived),
     Scenario::full("kexec-refused", upgrade::kexec_refused),
+    Scenario::full("rotated-keys", rotation::rotated_keys),
+    Scenario::full("rotated-authority", rotation::rotated_authority),
+    Scenario::full("enrolment", rotation::enrolment),
+    Scenario::full("kept-reports", rotation::kept_reports),
+    Scenario::full("told-panic", rotation::told_panic),
 ];
 
 /// What a scenario works with.

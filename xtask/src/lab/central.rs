@@ -109,6 +109,23 @@ impl Central {
         self.sql(&format!("UPDATE scripts SET envelope = readfile('{}')", script.display()))
     }
 
+    /// Does what else they could: withholds every trust update.
+    ///
+    /// # Errors
+    /// The database cannot be changed.
+    pub(crate) fn forget_roots(&self) -> Result<()> {
+        command::output(Command::new("sqlite3").arg(self.data.join("central.db")).arg("DELETE FROM roots")).map(drop)
+    }
+
+    /// Makes the next certificate authority; its certificate's file.
+    ///
+    /// # Errors
+    /// The command's.
+    pub(crate) fn new_authority(&self) -> Result<PathBuf> {
+        let printed = command::output(Command::new(&self.program).args(["ca", "new", "--data"]).arg(&self.data))?;
+        Ok(PathBuf::from(printed.trim()))
+    }
+
     /// The data folder.
     pub(crate) fn data(&self) -> &Path {
         &self.data

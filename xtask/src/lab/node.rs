@@ -46,6 +46,8 @@ pub(crate) struct NodeOptions {
     pub(crate) deadline: Duration,
     /// Central's URL, if another than the installation's.
     pub(crate) url: Option<String>,
+    /// The token that the machine enrols with. It has no key then, and `orrery enrol config` makes its configuration.
+    pub(crate) token: Option<String>,
     /// Further arguments of `orrery node add`.
     pub(crate) arguments: Vec<String>,
 }
@@ -59,6 +61,7 @@ impl Default for NodeOptions {
             disk_bytes: 8 << 30,
             deadline: Duration::from_secs(1200),
             url: None,
+            token: None,
             arguments: Vec::new(),
         }
     }
@@ -68,6 +71,8 @@ impl Default for NodeOptions {
 pub(crate) struct Node {
     /// Its id.
     pub(crate) id: String,
+    /// Its configuration.
+    pub(crate) config: PathBuf,
     /// Its disk image.
     pub(crate) disk: PathBuf,
     /// Its medium: a file, or the folder of the PXE set.
@@ -87,7 +92,11 @@ impl Node {
         let config = folder.join("node.toml");
         let url = options.url.clone().unwrap_or_else(|| lab.central.url_for_guest());
         let public = format!("{}.pub", lab.release_key().display());
-        let mut arguments = vec!["node", "add", id, "--url", &url, "--release-key", &public];
+        let mut arguments = match &options.token {
+            None => vec!["node", "add", id],
+            Some(token) => vec!["enrol", "config", "--token", token],
+        };
+        arguments.extend(["--url", &url, "--release-key", &public]);
         arguments.extend(options.arguments.iter().map(String::as_str));
         arguments.push("--out");
         lab.orrery(arguments, [&config])?;
@@ -116,6 +125,7 @@ impl Node {
         };
         Ok(Self {
             id: id.into(),
+            config,
             known_hosts: folder.join("known_hosts"),
             user_key: lab.user_key(),
             disk,
