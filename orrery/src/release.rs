@@ -17,7 +17,8 @@ use ureq::http::Method;
 use crate::{
     context::Context,
     files::{self, Access},
-    keys::Sign,
+    sign::Sign,
+    trust,
     units::{show_bytes, show_time, table},
 };
 
@@ -46,7 +47,7 @@ pub(crate) enum Release {
 pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
     match command {
         Release::Assemble { images, out } => assemble(context, &images, &out),
-        Release::Sign(sign) => sign.run(context, PayloadType::ReleaseManifest),
+        Release::Sign(sign) => sign.run(context, Some(PayloadType::ReleaseManifest)),
         Release::Publish { manifest } => publish(context, &manifest),
         Release::List => {
             let releases: Vec<ReleaseRecord> = context.client()?.get("/v1/releases")?;
@@ -132,6 +133,7 @@ fn publish(context: &Context, path: &Path) -> Result<()> {
     for artifact in &manifest.artifacts {
         upload(context, &client, &store, artifact)?;
     }
+    trust::warn_unless_known(context, &client)?;
     let record: ReleaseRecord = client.put_bytes("/v1/releases", &envelope)?;
     context.print(&record, |r| format!("published release {} ({})", r.manifest.release, r.envelope.sha256))
 }
