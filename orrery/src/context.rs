@@ -44,11 +44,20 @@ struct OperatorConfig {
 
 impl Context {
     pub(crate) fn operator(&self) -> Result<Operator> {
-        let folder = match &self.operator {
-            Some(folder) => folder.clone(),
-            None => default_folder().context("name the operator's folder with --operator")?,
-        };
-        read_operator(&folder, self.url.as_deref())
+        read_operator(&self.folder()?, self.url.as_deref())
+    }
+
+    /// The file with the authorities that central's server must chain to.
+    pub(crate) fn authorities_file(&self) -> Result<PathBuf> {
+        let folder = self.folder()?;
+        Ok(folder.join(read_config(&folder)?.ca))
+    }
+
+    fn folder(&self) -> Result<PathBuf> {
+        match &self.operator {
+            Some(folder) => Ok(folder.clone()),
+            None => default_folder().context("name the operator's folder with --operator"),
+        }
     }
 
     pub(crate) fn client(&self) -> Result<Client> {
@@ -74,10 +83,13 @@ fn default_folder() -> Option<PathBuf> {
     config.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".config"))).map(|c| c.join("orrery"))
 }
 
-fn read_operator(folder: &Path, url: Option<&str>) -> Result<Operator> {
+fn read_config(folder: &Path) -> Result<OperatorConfig> {
     let path = folder.join("operator.toml");
-    let config: OperatorConfig =
-        toml::from_str(&files::read_text(&path)?).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&files::read_text(&path)?).with_context(|| format!("reading {}", path.display()))
+}
+
+fn read_operator(folder: &Path, url: Option<&str>) -> Result<Operator> {
+    let config = read_config(folder)?;
     Ok(Operator {
         url: url.map_or(config.url, str::to_owned).trim_end_matches('/').to_owned(),
         ca: files::read_text(&folder.join(config.ca))?,

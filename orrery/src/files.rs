@@ -57,6 +57,20 @@ pub(crate) fn write_new(path: &Path, content: &[u8], access: Access) -> Result<(
     Draft::new(path, content, access)?.commit()
 }
 
+/// Replaces a file by one that is whole.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let folder = folder_of(path);
+    let writing = || format!("writing {}", path.display());
+    let mut file = tempfile::Builder::new()
+        .prefix(".orrery-")
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(&folder)
+        .with_context(writing)?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).with_context(writing)?;
+    file.persist(path).with_context(writing)?;
+    sync_folder(&folder)
+}
+
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).with_context(|| format!("syncing {}", folder.display()))
 }

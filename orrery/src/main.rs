@@ -1,13 +1,16 @@
 //! The operators' command line.
 
 mod context;
+mod enrol;
 mod files;
 mod keys;
 mod media;
 mod node;
 mod release;
 mod script;
+mod sign;
 mod slice;
+mod trust;
 mod units;
 
 use std::process::ExitCode;
@@ -16,9 +19,10 @@ use clap::{Parser, Subcommand};
 use orrery_transport::TransportError;
 use serde_json::json;
 
-/// Operate an Orrery: nodes, slices, releases, boot scripts, media.
+/// Operate an Orrery: nodes, slices, releases, boot scripts, trust, media.
 ///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by central, 4 central cannot be reached.
+/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by central, 4 central cannot be reached, 5 an upgrade stopped at a
+/// node.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -42,9 +46,17 @@ enum Command {
     /// Boot scripts: write, sign, publish.
     #[command(subcommand)]
     Script(script::Script),
-    /// Release keys.
+    /// Release keys: make, show.
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Sign a document of any type, or add signatures to a signed one; works offline.
+    Sign(sign::Sign),
+    /// Trust roots: which release keys and authorities nodes obey from now on.
+    #[command(subcommand)]
+    Trust(trust::Trust),
+    /// Enrolment: one-time tokens for machines that make their own keys.
+    #[command(subcommand)]
+    Enrol(enrol::Enrol),
     /// Boot media: put a node's configuration into one, read it back.
     #[command(subcommand)]
     Media(media::Media),
@@ -58,12 +70,16 @@ fn main() -> ExitCode {
         Command::Release(command) => release::run(&context, command),
         Command::Script(command) => script::run(&context, command),
         Command::Keys(command) => keys::run(&context, command),
+        Command::Sign(sign) => sign.run(&context, None),
+        Command::Trust(command) => trust::run(&context, command),
+        Command::Enrol(command) => enrol::run(&context, command),
         Command::Media(command) => media::run(&context, command),
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
     let (code, word) = match error.chain().find_map(|e| e.downcast_ref::<TransportError>()) {
+        _ if error.is::<node::Stopped>() => (5, "stopped"),
         Some(TransportError::Refused { class, .. }) => (3, class.as_str()),
         None | Some(TransportError::Setup { .. }) => (1, "failed"),
         Some(_) => (4, "unreachable"),

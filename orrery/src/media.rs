@@ -23,7 +23,7 @@ pub(crate) enum Media {
         #[arg(long, value_name = "MEDIUM")]
         out: Option<PathBuf>,
     },
-    /// Show the configuration in a medium, without its private key.
+    /// Show the configuration in a medium, without its private key or token.
     Show {
         /// The medium.
         medium: PathBuf,
@@ -46,7 +46,10 @@ pub(crate) fn run(context: &Context, command: Media) -> Result<()> {
         Media::Show { medium } => {
             let text = media::show(&medium)?;
             let mut config: NodeConfig = toml::from_str(&text).context("reading the configuration in the medium")?;
-            config.key = "(private key not shown)".to_owned();
+            if !config.key.is_empty() {
+                config.key = "(private key not shown)".to_owned();
+            }
+            config.enrol_token = config.enrol_token.map(|_| "(token not shown)".to_owned());
             let shown = toml::to_string_pretty(&config).context("writing the configuration as TOML")?;
             context.print(&config, |_| shown.trim_end().to_owned())
         }

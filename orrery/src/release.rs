@@ -17,7 +17,8 @@ use ureq::http::Method;
 use crate::{
     context::Context,
     files::{self, Access},
-    keys::Sign,
+    sign::Sign,
+    trust,
     units::{show_bytes, show_time, table},
 };
 
@@ -70,7 +71,7 @@ impl Minimum {
 pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
     match command {
         Release::Assemble { images, out, minimum } => assemble(context, &images, &out, minimum.demand()),
-        Release::Sign(sign) => sign.run(context, PayloadType::ReleaseManifest),
+        Release::Sign(sign) => sign.run(context, Some(PayloadType::ReleaseManifest)),
         Release::Publish { manifest } => publish(context, &manifest),
         Release::List => {
             let releases: Vec<ReleaseRecord> = context.client()?.get("/v1/releases")?;
@@ -165,6 +166,7 @@ fn publish(context: &Context, path: &Path) -> Result<()> {
     for (name, content) in contents(&manifest) {
         upload(context, &client, &store, &name, content)?;
     }
+    trust::warn_unless_known(context, &client)?;
     let record: ReleaseRecord = client.put_bytes("/v1/releases", &envelope)?;
     context.print(&record, |r| format!("published release {} ({})", r.manifest.release, r.envelope.sha256))
 }

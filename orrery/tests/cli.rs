@@ -5,14 +5,16 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output},
+    thread::JoinHandle,
 };
 
 use orrery_central::{InitOptions, Server, init};
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, Digest, Facts, MinimumHardware, NodeConfig, ReleaseArtifact,
-    ReleaseManifest, ScriptContext, ScriptKind, WantedState,
+    ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, LogBatch,
+    MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, RunLevel,
+    ScriptContext, ScriptKind, WantedState,
 };
-use orrery_transport::{Client, Identity, Resolver};
+use orrery_transport::{Client, Identity, Method, Resolver};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -60,18 +62,55 @@ fn images(folder: &Path) {
     fs::write(folder.join("images/release.json"), manifest.encode().unwrap()).unwrap();
 }
 
+/// A central in a folder, which serves until it is dropped.
+struct Served {
+    url: String,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn start(folder: &Path) -> Self {
+        init(&InitOptions { data: folder.join("data"), hosts: vec!["127.0.0.1".to_owned()], port: 1 }).unwrap();
+        let server = Server::bind(&folder.join("data"), &["127.0.0.1:0".parse().unwrap()]).unwrap();
+        let url = format!("https://{}", server.addresses()[0]);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(server.run(async move { stopped.await.unwrap_or(()) })).unwrap();
+        });
+        Self { url, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn node(&self, config: &NodeConfig) -> Client {
+        let identity = Identity::from_pem(&config.key).unwrap();
+        Client::new(&self.url, &config.central.ca, &identity, Resolver::System).unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn config(folder: &Path, name: &str) -> NodeConfig {
+    let path = folder.join(name);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let config: NodeConfig = toml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    config.check().unwrap();
+    config
+}
+
 #[test]
 fn from_nothing_to_a_served_install_script() {
     let base = tempfile::tempdir().unwrap();
     let folder = base.path();
-    init(&InitOptions { data: folder.join("data"), hosts: vec!["127.0.0.1".to_owned()], port: 1 }).unwrap();
-    let server = Server::bind(&folder.join("data"), &["127.0.0.1:0".parse().unwrap()]).unwrap();
-    let url = format!("https://{}", server.addresses()[0]);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(server.run(async move { stopped.await.unwrap_or(()) }))
-    });
+    let central = Served::start(folder);
+    let url = central.url.clone();
     images(folder);
     fs::write(folder.join("user.pub"), "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA user@home\n").unwrap();
     let ok = |line: &str| check(folder, &format!("{line} --central {url}"), 0);
@@ -81,7 +120,7 @@ fn from_nothing_to_a_served_install_script() {
     ok("release sign --key release.key release/manifest.json");
     ok("release publish release/manifest.signed");
     ok(
-        "node add n1 --name First --out n1.toml --release-key release.key.pub --admin-key user.pub --disk-min 1G --wipe",
+        "node add n1 --name First --out n1.toml --release-key release.key.pub --admin-key user.pub --admin-network 192.0.2.0/24,::1/128 --group spares --disk-min 1G --wipe",
     );
     ok("script new --kind install --release release/manifest.signed --node * --serial 3 --expires 30d --out i.json");
     ok("script sign --key release.key --out i.signed i.json");
@@ -90,12 +129,12 @@ fn from_nothing_to_a_served_install_script() {
 
     // What the node makes of it.
     let text = fs::read_to_string(folder.join("n1.toml")).unwrap();
-    assert_eq!(fs::metadata(folder.join("n1.toml")).unwrap().permissions().mode() & 0o777, 0o600);
-    let config: NodeConfig = toml::from_str(&text).unwrap();
-    config.check().unwrap();
+    let config = config(folder, "n1.toml");
+    assert_eq!((config.groups.as_slice(), config.admin_networks.len()), (&["spares".to_owned()][..], 2));
+    let recovery: RecoveryKey = fs::read_to_string(folder.join("n1.toml.recovery")).unwrap().trim().parse().unwrap();
+    assert!(recovery.is(&config.recovery.unwrap()));
     assert_eq!((config.install.disk.min_bytes, config.install.wipe), (Some(1 << 30), true));
-    let identity = Identity::from_pem(&config.key).unwrap();
-    let node = Client::new(&config.central.urls[0], &config.central.ca, &identity, Resolver::System).unwrap();
+    let node = central.node(&config);
     let facts = Facts { node: "n1".to_owned(), boot_id: "b1".to_owned(), ..Facts::default() };
     let envelope = node.post_for_bytes("/v1/node/contact", &facts, 1 << 20).unwrap();
     let context = ScriptContext { node: "n1", groups: &[], now: 1_800_000_000, accepted: &[] };
@@ -124,8 +163,184 @@ fn from_nothing_to_a_served_install_script() {
     refused("keys new --out release.key", 1);
     refused("script publish i.json", 1);
     refused("node add n3", 2);
-    drop(stop);
-    thread.join().unwrap().unwrap();
+    refused("node add n3 --out n3.toml --release-key release.key.pub --admin-key user.pub", 2);
+    refused("script new --kind safe --node * --out s.json", 2);
+    ok("node set-state --once safe n1");
+    assert_eq!(ok("node show n1")["once"]["boot_state"], "safe");
+    drop(central);
     assert_eq!(refused("node list", 4)["error"], "unreachable");
     assert_eq!(fs::read_to_string(folder.join("n1.toml")).unwrap(), text);
+}
+
+#[test]
+fn trust_moves_on_by_signed_files() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let central = Served::start(folder);
+    let ok = |line: &str| check(folder, &format!("{line} --central {}", central.url), 0);
+    let refused = |line: &str, status| check(folder, &format!("{line} --central {}", central.url), status);
+    for key in ["a.key", "b.key", "c.key"] {
+        ok(&format!("keys new --out {key}"));
+    }
+    ok("node add n1 --out n1.toml --release-key a.key.pub --release-key b.key.pub --release-threshold 2");
+    let new_ca = orrery_central::new_authority(&folder.join("data")).unwrap();
+    let (new_ca, old_ca) = (new_ca.display(), folder.join("data/ca.pem"));
+    refused(&format!("trust new --from n1.toml --release-key c.key.pub --threshold 2 --out no.json --ca {new_ca}"), 1);
+    ok(&format!(
+        "trust new --from n1.toml --release-key b.key.pub --release-key c.key.pub --threshold 2 --out one.json --ca {} --ca \
+         {new_ca}",
+        old_ca.display()
+    ));
+    // One person after the other, each with a file that the one before made.
+    ok("sign --key a.key --out one.a one.json");
+    ok("sign --key b.key --out one.ab one.a");
+    refused("sign --key b.key --out again one.ab", 1);
+    refused("trust verify --from n1.toml one.ab", 1);
+    assert_eq!(refused("trust publish one.ab", 3)["error"], "not-signed");
+    ok("sign --key c.key --out one.signed one.ab");
+    assert_eq!(ok("trust verify --from n1.toml one.signed")["serial"], 1);
+    assert_eq!(ok("trust publish one.signed")["update"]["serial"], 1);
+    assert_eq!(ok("keys show b.key.pub")[0]["id"], ok("trust verify --from n1.toml one.signed")["keys"][0]);
+    assert_eq!(ok("trust adopt --from n1.toml")["serial"], 1);
+
+    // What too few have signed is refused before a node sees it.
+    ok("script new --kind safe --node * --network 192.0.2.0/24 --out safe.json");
+    ok("sign --key b.key --out safe.b safe.json");
+    assert_eq!(refused("script publish safe.b", 3)["error"], "not-signed");
+    ok("sign --key c.key --out safe.signed safe.b");
+    ok("script publish safe.signed");
+
+    // The server changes over to the new authority, which the operator has adopted.
+    ok(&format!(
+        "trust new --from one.signed --release-key b.key.pub --release-key c.key.pub --threshold 2 --out two.json --ca {new_ca}"
+    ));
+    ok("sign --key b.key --key c.key --out two.signed two.json");
+    ok("trust publish two.signed");
+    assert_eq!(ok("trust adopt --from n1.toml")["serial"], 2);
+    assert_eq!(ok("node list")[0]["id"], "n1");
+    // Somebody who missed it has the files.
+    fs::copy(&old_ca, folder.join("data/operator/ca.pem")).unwrap();
+    assert_eq!(refused("node list", 4)["error"], "unreachable");
+    ok("trust adopt --from n1.toml one.signed two.signed");
+    ok("node list");
+}
+
+#[test]
+fn machines_enrol_and_keys_are_renewed() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let central = Served::start(folder);
+    let ok = |line: &str| check(folder, &format!("{line} --central {}", central.url), 0);
+    ok("keys new --out a.key");
+    let token = ok("enrol new --node n1 --group spares --expires 7d")["token"].as_str().unwrap().to_owned();
+    ok(&format!("enrol config --out public.toml --release-key a.key.pub --token {token}"));
+    let public = config(folder, "public.toml");
+    assert!(public.must_enrol() && public.id.is_empty());
+    assert_eq!(ok("enrol list")[0]["standing"], "open");
+
+    ok("node add n2 --out n2.toml --release-key a.key.pub");
+    let old = config(folder, "n2.toml");
+    // The key of a node that is none yet: any will do.
+    fs::rename(folder.join("n2.toml"), folder.join("old.toml")).unwrap();
+    let enrolled = {
+        let identity = Identity::from_pem(&old.key).unwrap();
+        let client = Client::new(&central.url, &old.central.ca, &identity, Resolver::System).unwrap();
+        let request = EnrolRequest { token: token.clone(), facts: Facts::default() };
+        client.exchange::<Enrolled>(Method::POST, "/v1/enrol", &request)
+    };
+    assert!(enrolled.is_err(), "the key of n2 is not that of n1: {enrolled:?}");
+    ok("enrol revoke n1");
+    assert_eq!(ok("enrol list")[0]["standing"], "revoked");
+
+    let renewed = ok("node renew n2 --from old.toml --out n2.toml --grace 1d");
+    let new = config(folder, "n2.toml");
+    assert_eq!((new.id.as_str(), new.key == old.key), ("n2", false));
+    let (created, ends) = (&renewed["keys"][1]["replaced"], &renewed["keys"][1]["ends"]);
+    assert_eq!(ends.as_u64().unwrap() - created.as_u64().unwrap(), 86_400);
+    let facts = Facts { node: "n2".to_owned(), boot_id: "b1".to_owned(), ..Facts::default() };
+    let contact = |config: &NodeConfig| central.node(config).post_for_bytes("/v1/node/contact", &facts, 1 << 20);
+    for config in [&new, &old] {
+        assert!(contact(config).unwrap_err().to_string().contains("no-script"));
+    }
+}
+
+#[test]
+fn a_release_goes_over_nodes_in_waves_until_one_fails() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let central = Served::start(folder);
+    let ok = |line: &str| check(folder, &format!("{line} --central {}", central.url), 0);
+    let refused = |line: &str, status| check(folder, &format!("{line} --central {}", central.url), status);
+    images(folder);
+    ok("keys new --out a.key");
+    ok("release assemble --images images --out release");
+    ok("sign --key a.key release/manifest.json");
+    ok("release publish release/manifest.signed");
+    let nodes = ["n1", "n2", "n3"].map(|id| {
+        ok(&format!("node add {id} --out {id}.toml --release-key a.key.pub --state boot --group site"));
+        central.node(&config(folder, &format!("{id}.toml")))
+    });
+    let upgrade = "node upgrade --release 0.1.0 --wave 1,100% --timeout 1s @site";
+    // It says how to make the script that is missing.
+    let told = refused(upgrade, 1)["message"].to_string();
+    assert!(told.contains("orrery script new --kind upgrade"), "{told}");
+    ok("script new --kind upgrade --release release/manifest.signed --node n1 --group site --out u.json");
+    ok("sign --key a.key --out u.signed u.json");
+    ok("script publish u.signed");
+    let runs = |node: usize, release: &str| {
+        let status = NodeStatus {
+            boot_id: "b1".to_owned(),
+            run_level: RunLevel::Running,
+            release: release.to_owned(),
+            slot: "a".to_owned(),
+            offline: None,
+            ssh_host_key: "ssh-ed25519 AAAA".to_owned(),
+            slivers: Vec::new(),
+        };
+        nodes[node].send(Method::POST, "/v1/node/status", &status).unwrap();
+    };
+    runs(0, "0.1.0");
+    runs(1, "0.0.9");
+    runs(2, "0.0.9");
+    // The first one is there; the second is started, asked to restart, and is not healthy in time; the third is left alone.
+    let stopped = refused(upgrade, 5)["message"].to_string();
+    assert!(stopped.contains("stopped at node n2") && stopped.contains("1 nodes were not started"), "{stopped}");
+    let states = |id: &str| ok(&format!("node show {id}"))["boot_state"].clone();
+    assert_eq!((states("n1"), states("n2"), states("n3")), ("boot".into(), "upgrade".into(), "boot".into()));
+    assert_eq!(ok("node show n2")["reboot"], "b1");
+
+    // It comes up on the new release and the last one falls back.
+    ok("node set-state boot n2");
+    runs(1, "0.1.0");
+    let event = Event {
+        boot_id: "b2".to_owned(),
+        at_ms: 1,
+        wall: 1,
+        role: "boot".to_owned(),
+        stage: "load".to_owned(),
+        outcome: Outcome::Failed,
+        class: Some("unhealthy".to_owned()),
+        message: "release 0.1.0 in slot b fell back: it panicked".to_owned(),
+        duration_ms: 1,
+    };
+    let fall_back = std::thread::scope(|scope| {
+        let run = scope.spawn(|| refused(&upgrade.replace("1s", "60s"), 5)["message"].to_string());
+        while states("n3") != "upgrade" {
+            std::thread::yield_now();
+        }
+        nodes[2].send(Method::POST, "/v1/node/events", &EventBatch { events: vec![event] }).unwrap();
+        run.join().unwrap()
+    });
+    assert!(fall_back.contains("it panicked"), "{fall_back}");
+
+    // What helps to find out why.
+    let lines = vec!["Kernel panic".to_owned()];
+    let log = LogBatch { boot_id: "b2".to_owned(), role: "previous".to_owned(), first: 0, lines };
+    nodes[2].send(Method::POST, "/v1/node/log", &log).unwrap();
+    assert_eq!(ok("node log n3 --previous")["lines"][0], "Kernel panic");
+    assert_eq!(ok("node known-hosts n3")[0], "n3 ssh-ed25519 AAAA");
+    ok("node bundle n3 --out n3.tar");
+    let bundle = fs::read(folder.join("n3.tar")).unwrap();
+    let has = |text: &str| bundle.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(has("n3/events.jsonl") && has("Kernel panic") && has("it panicked") && !has("PRIVATE KEY"));
 }

@@ -181,6 +181,9 @@ impl Lab {
             "safe" => ("--ssh-key", self.user_key().with_extension("pub")),
             _ => ("--release", options.release.clone()),
         };
+        if kind == "safe" {
+            arguments.extend(["--network", "0.0.0.0/0,::/0"]);
+        }
         arguments.push(option);
         self.orrery(arguments, [path.as_path(), Path::new("--out"), &unsigned])?;
         self.orrery(["script", "sign", "--key"], [&options.key, &unsigned])?;
