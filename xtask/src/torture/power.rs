@@ -186,13 +186,10 @@ fn templates(lab: &Lab, phases: &[Phase]) -> Result<Vec<Template>> {
     Ok(templates)
 }
 
-/// Publishes the next release, and the scripts that lead to it.
+/// Publishes the next release, and the script that leads to it.
 fn offer_upgrade(lab: &Lab) -> Result<()> {
     let release = lab.publish_changed_release(NEXT_RELEASE, |_| Ok(()))?;
-    for kind in ["upgrade", "boot"] {
-        lab.publish_script(kind, &ScriptOptions { serial: 2, release: release.clone(), ..lab.usual_script() })?;
-    }
-    Ok(())
+    lab.publish_script("upgrade", &ScriptOptions { release, ..lab.usual_script() })
 }
 
 /// One run; the node's folder stays when it failed.
