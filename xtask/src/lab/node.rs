@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use orrery_qemu::{
-    BootMedium, Disk, DiskBus, Firmware, Network, Vm, VmSpec, create_disk, free_port,
+    BootMedium, Disk, DiskBus, Firmware, Mark, Network, Vm, VmSpec, create_disk, free_port,
     ssh::{HostKeys, Output, Ssh},
 };
 
@@ -156,6 +156,14 @@ impl Node {
     /// It does not in time, or the VM ends; the console is kept.
     pub(crate) fn expect_ready(&self, vm: &mut Vm, within: Duration) -> Result<Duration> {
         Ok(vm.expect(READY, within)?.at)
+    }
+
+    /// As [`Node::expect_ready`], but of what the console showed before `mark` nothing counts.
+    ///
+    /// # Errors
+    /// As [`Node::expect_ready`].
+    pub(crate) fn expect_ready_from(&self, vm: &mut Vm, mark: Mark, within: Duration) -> Result<Duration> {
+        Ok(vm.expect_from(mark, READY, within)?.at)
     }
 
     /// A login of the installation's user to `slice`'s sliver on this node.
