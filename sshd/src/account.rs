@@ -20,6 +20,21 @@ pub trait Login: Send + Sync + 'static {
     /// # Errors
     /// The client is shown the error and gets exit status 255.
     fn spawn(&self, request: &SessionRequest) -> io::Result<Session>;
+
+    /// Whether the server may connect and listen for the client. Not unless the login says so: what a login is shut
+    /// into, the server's own network is outside of.
+    fn forwarding(&self) -> Forwarding {
+        Forwarding::None
+    }
+}
+
+/// What a login may have forwarded (`ssh -L`, `-D`, `-R`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Nothing.
+    None,
+    /// Connections from this very process to anywhere, and to it on loopback.
+    Here,
 }
 
 /// What a client asks for.

@@ -27,12 +27,12 @@ use crate::{
     terminal::set_size,
 };
 
-type WriteHalf = russh::ChannelWriteHalf<Msg>;
+pub(crate) type WriteHalf = russh::ChannelWriteHalf<Msg>;
 
 /// Type code of error output (RFC 4254, section 5.2).
 const STDERR: u32 = 1;
 /// How much is read from a process at once; also the largest packet OpenSSH takes.
-const READ_BYTES: usize = 32 << 10;
+pub(crate) const READ_BYTES: usize = 32 << 10;
 /// What a queued packet costs beside its bytes.
 const CHUNK_OVERHEAD: usize = 64;
 /// How long a terminal must be silent, after its shell's end, to be given up while background processes hold it open.
@@ -47,7 +47,12 @@ pub(crate) struct Chunk {
 impl Chunk {
     pub(crate) fn new(bytes: &[u8], backlog: &Arc<Backlog>) -> Self {
         backlog.add(bytes.len() + CHUNK_OVERHEAD);
+        backlog.touch();
         Self { bytes: bytes.to_vec(), backlog: backlog.clone() }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -63,7 +68,18 @@ pub(crate) enum Control {
     Signal(Signal),
 }
 
-/// The connection's ends of a session.
+/// Resizes and signals that wait for a session; more are dropped.
+const MAX_CONTROLS: usize = 64;
+
+/// What leads into a running session or forwarded connection. Dropping this ends it.
+pub(crate) struct Feed {
+    /// Gone after the client's end of file.
+    pub(crate) data: Option<mpsc::UnboundedSender<Chunk>>,
+    /// What the client asks.
+    pub(crate) control: mpsc::Sender<Control>,
+}
+
+/// The other end of a [`Feed`].
 pub(crate) struct Inputs {
     /// What the client sends; its end is the client's end of file.
     pub(crate) data: mpsc::UnboundedReceiver<Chunk>,
@@ -71,14 +87,21 @@ pub(crate) struct Inputs {
     pub(crate) control: mpsc::Receiver<Control>,
 }
 
+/// A new queue's two ends.
+pub(crate) fn feed() -> (Feed, Inputs) {
+    let (data, data_receiver) = mpsc::unbounded_channel();
+    let (control, control_receiver) = mpsc::channel(MAX_CONTROLS);
+    (Feed { data: Some(data), control }, Inputs { data: data_receiver, control: control_receiver })
+}
+
 /// Carries a session to its end and closes the channel.
-pub(crate) async fn run(session: Session, channel: WriteHalf, handle: Handle, inputs: Inputs) {
+pub(crate) async fn run(session: Session, channel: WriteHalf, handle: Handle, inputs: Inputs, backlog: &Backlog) {
     let Session { io, process } = session;
     let Inputs { data, mut control } = inputs;
     let ended = match io {
         SessionIo::Pty(master) => match nonblocking(master) {
             Ok(master) => tokio::select! {
-                exit = terminal_output(&master, &process, &channel) => Some(exit),
+                exit = terminal_output(&master, &process, &channel, backlog) => Some(exit),
                 () = input(data, &master) => None,
                 () = obey(&mut control, &process, Some(&master)) => None,
             },
@@ -87,7 +110,7 @@ pub(crate) async fn run(session: Session, channel: WriteHalf, handle: Handle, in
         SessionIo::Pipes { stdin, stdout, stderr } => {
             match (nonblocking(stdin), nonblocking(stdout), nonblocking(stderr)) {
                 (Ok(stdin), Ok(stdout), Ok(stderr)) => tokio::select! {
-                    exit = pipe_output(stdout, stderr, &process, &channel) => Some(exit),
+                    exit = pipe_output(stdout, stderr, &process, &channel, backlog) => Some(exit),
                     () = input_and_close(data, stdin) => None,
                     () = obey(&mut control, &process, None) => None,
                 },
@@ -138,16 +161,25 @@ async fn pipe_output(
     stderr: AsyncFd<OwnedFd>,
     process: &Process,
     channel: &WriteHalf,
+    backlog: &Backlog,
 ) -> io::Result<Exit> {
     let quiet = AtomicBool::new(false);
-    tokio::join!(output(&stdout, None, channel, &quiet), output(&stderr, Some(STDERR), channel, &quiet));
+    tokio::join!(
+        output(&stdout, None, channel, &quiet, backlog),
+        output(&stderr, Some(STDERR), channel, &quiet, backlog)
+    );
     process.wait().await
 }
 
 /// A terminal's output until all of its processes are gone, or the first is and the others are silent.
-async fn terminal_output(master: &AsyncFd<OwnedFd>, process: &Process, channel: &WriteHalf) -> io::Result<Exit> {
+async fn terminal_output(
+    master: &AsyncFd<OwnedFd>,
+    process: &Process,
+    channel: &WriteHalf,
+    backlog: &Backlog,
+) -> io::Result<Exit> {
     let quiet = AtomicBool::new(false);
-    let mut all = pin!(output(master, None, channel, &quiet));
+    let mut all = pin!(output(master, None, channel, &quiet, backlog));
     tokio::select! {
         () = &mut all => process.wait().await,
         exit = process.wait() => {
@@ -162,7 +194,13 @@ async fn terminal_output(master: &AsyncFd<OwnedFd>, process: &Process, channel: 
 }
 
 /// Copies to the channel until the end. `quiet` is reset by every byte, and by waiting for the client.
-async fn output(from: &AsyncFd<OwnedFd>, stream: Option<u32>, channel: &WriteHalf, quiet: &AtomicBool) {
+async fn output(
+    from: &AsyncFd<OwnedFd>,
+    stream: Option<u32>,
+    channel: &WriteHalf,
+    quiet: &AtomicBool,
+    backlog: &Backlog,
+) {
     let mut buffer = vec![0; READ_BYTES];
     // A terminal whose last process has closed it reads as EIO.
     while let Ok(count @ 1..) = read(from, &mut buffer).await {
@@ -180,6 +218,7 @@ async fn output(from: &AsyncFd<OwnedFd>, stream: Option<u32>, channel: &WriteHal
         if sent.await.is_err() {
             return;
         }
+        backlog.touch();
         quiet.store(false, Ordering::Relaxed);
     }
 }

@@ -15,16 +15,14 @@ use russh::{
     keys::PublicKey,
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey},
 };
-use tokio::sync::mpsc;
 
 use crate::{
-    account::{Accounts, Command, Login, Pty, SessionRequest, WindowSize},
-    channel::{self, Chunk, Control, Inputs},
+    account::{Accounts, Command, Forwarding, Login, Pty, SessionRequest, WindowSize},
+    channel::{self, Chunk, Control, Feed, feed},
     flow::Backlog,
+    forward::Forwards,
 };
 
-/// Resizes and signals that wait for a session; more are dropped.
-const MAX_CONTROLS: usize = 64;
 /// The longest command line, and the longest value of an environment variable, in bytes.
 const MAX_COMMAND: usize = 128 << 10;
 const MAX_ENV: usize = 1024;
@@ -35,6 +33,7 @@ pub(crate) struct Connection {
     accounts: Arc<dyn Accounts>,
     peer: SocketAddr,
     max_sessions: usize,
+    forwards: Forwards,
     backlog: Arc<Backlog>,
     authenticated: Arc<AtomicBool>,
     login: Option<Arc<dyn Login>>,
@@ -44,12 +43,27 @@ pub(crate) struct Connection {
 enum State {
     /// Opened; the client says what it wants.
     Preparing(Preparing),
-    /// Started. Dropping this ends the session.
-    Running {
-        /// Gone after the client's end of file.
-        data: Option<mpsc::UnboundedSender<Chunk>>,
-        control: mpsc::Sender<Control>,
-    },
+    /// A session that was started.
+    Running(Feed),
+    /// A forwarded connection.
+    Forwarding(Feed),
+}
+
+impl State {
+    fn feed(&mut self) -> Option<&mut Feed> {
+        match self {
+            Self::Preparing(_) => None,
+            Self::Running(feed) | Self::Forwarding(feed) => Some(feed),
+        }
+    }
+
+    /// Whether nobody is at the other end any more.
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Preparing(_) => false,
+            Self::Running(feed) | Self::Forwarding(feed) => feed.control.is_closed(),
+        }
+    }
 }
 
 struct Preparing {
@@ -63,10 +77,20 @@ impl Connection {
         accounts: Arc<dyn Accounts>,
         peer: SocketAddr,
         max_sessions: usize,
+        forwards: Forwards,
         backlog: Arc<Backlog>,
         authenticated: Arc<AtomicBool>,
     ) -> Self {
-        Self { accounts, peer, max_sessions, backlog, authenticated, login: None, channels: HashMap::new() }
+        Self { accounts, peer, max_sessions, forwards, backlog, authenticated, login: None, channels: HashMap::new() }
+    }
+
+    fn may_forward(&self) -> bool {
+        self.login.as_ref().is_some_and(|login| login.forwarding() == Forwarding::Here)
+    }
+
+    /// Forgets what has ended by itself: the library reports a channel's close only when the client closes first.
+    fn forget_ended(&mut self) {
+        self.channels.retain(|_, state| !state.is_over());
     }
 
     fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
@@ -81,8 +105,8 @@ impl Connection {
     }
 
     fn control(&self, id: ChannelId, request: Control) {
-        if let Some(State::Running { control, .. }) = self.channels.get(&id) {
-            let _ = control.try_send(request);
+        if let Some(State::Running(feed)) = self.channels.get(&id) {
+            let _ = feed.control.try_send(request);
         }
     }
 
@@ -99,16 +123,14 @@ impl Connection {
         // The reply goes out before anything the session prints.
         session.channel_success(id)?;
         let request = SessionRequest { command, pty, env, peer: Some(self.peer) };
-        let (data, data_receiver) = mpsc::unbounded_channel();
-        let (control, control_receiver) = mpsc::channel(MAX_CONTROLS);
-        let inputs = Inputs { data: data_receiver, control: control_receiver };
-        self.channels.insert(id, State::Running { data: Some(data), control });
-        let (handle, peer) = (session.handle(), self.peer);
+        let (feed, inputs) = feed();
+        self.channels.insert(id, State::Running(feed));
+        let (handle, peer, backlog) = (session.handle(), self.peer, self.backlog.clone());
         tokio::spawn(async move {
             // However long it takes, other sessions go on; what the client sends meanwhile waits in the inputs.
             let started = tokio::task::spawn_blocking(move || login.spawn(&request)).await;
             match started.unwrap_or_else(|e| Err(io::Error::other(e))) {
-                Ok(started) => channel::run(started, channel, handle, inputs).await,
+                Ok(started) => channel::run(started, channel, handle, inputs, &backlog).await,
                 Err(e) => {
                     tracing::warn!(%peer, "refusing a session: {e}");
                     channel::refuse(format!("{e}\r\n"), channel).await;
@@ -147,7 +169,9 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         _: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        if self.channels.len() >= self.max_sessions {
+        self.forget_ended();
+        let sessions = self.channels.values().filter(|state| !matches!(state, State::Forwarding(_))).count();
+        if sessions >= self.max_sessions {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -159,20 +183,92 @@ impl server::Handler for Connection {
         Ok(())
     }
 
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        if !self.may_forward() {
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return Ok(());
+        }
+        self.forget_ended();
+        let id = channel.id();
+        match self.forwards.connect(channel, reply, host, port) {
+            Ok(feed) => {
+                self.channels.insert(id, State::Forwarding(feed));
+            }
+            Err((reply, why)) => reply.reject(why).await,
+        }
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut server::Session,
+    ) -> Result<bool, russh::Error> {
+        if !self.may_forward() {
+            return Ok(false);
+        }
+        match self.forwards.listen(address, *port, session.handle()).await {
+            Ok(given) => {
+                *port = given;
+                Ok(true)
+            }
+            Err(e) => {
+                tracing::warn!(peer = %self.peer, "not listening on `{address}` port {port} for a client: {e}");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _: &mut server::Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.forwards.unlisten(address, port))
+    }
+
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        _: u32,
+        _: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        self.forget_ended();
+        // Said of a channel that is open already, this means nothing.
+        if !self.channels.contains_key(&id)
+            && let Some(feed) = self.forwards.confirmed(id)
+        {
+            self.channels.insert(id, State::Forwarding(feed));
+        }
+        Ok(())
+    }
+
     async fn channel_close(&mut self, id: ChannelId, _: &mut server::Session) -> Result<(), russh::Error> {
         self.channels.remove(&id);
         Ok(())
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _: &mut server::Session) -> Result<(), russh::Error> {
-        if let Some(State::Running { data, .. }) = self.channels.get_mut(&id) {
-            *data = None;
+        if let Some(feed) = self.channels.get_mut(&id).and_then(State::feed) {
+            feed.data = None;
         }
         Ok(())
     }
 
     async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut server::Session) -> Result<(), russh::Error> {
-        if let Some(State::Running { data: Some(data), .. }) = self.channels.get(&id) {
+        if let Some(Feed { data: Some(data), .. }) = self.channels.get_mut(&id).and_then(State::feed) {
             let _ = data.send(Chunk::new(bytes, &self.backlog));
         }
         Ok(())

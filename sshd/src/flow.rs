@@ -35,16 +35,44 @@ const TRICKLE_WINDOW: u32 = 2;
 const TRICKLE_INTERVAL: Duration = Duration::from_millis(10);
 const TRICKLE_BYTES: usize = 2048;
 
-/// What a connection has queued, and whether it is to end.
-#[derive(Default)]
+/// What a connection has queued, when it last carried anything, and whether it is to end.
 pub(crate) struct Backlog {
+    last: Mutex<Instant>,
     queued: AtomicUsize,
     severed: AtomicBool,
     reader: Mutex<Option<Waker>>,
     writer: Mutex<Option<Waker>>,
 }
 
+impl Default for Backlog {
+    fn default() -> Self {
+        Self {
+            last: Mutex::new(Instant::now()),
+            queued: AtomicUsize::default(),
+            severed: AtomicBool::default(),
+            reader: Mutex::default(),
+            writer: Mutex::default(),
+        }
+    }
+}
+
 impl Backlog {
+    /// Data went one way or the other. Keepalives and requests do not count.
+    pub(crate) fn touch(&self) {
+        *self.last.lock().unwrap_or_else(|e| e.into_inner()) = Instant::now();
+    }
+
+    /// Returns once no data has gone either way for `limit`.
+    pub(crate) async fn idle(&self, limit: Duration) {
+        loop {
+            let end = *self.last.lock().unwrap_or_else(|e| e.into_inner()) + limit;
+            if end <= Instant::now() {
+                return;
+            }
+            sleep_until(end).await;
+        }
+    }
+
     /// `bytes` were queued.
     pub(crate) fn add(&self, bytes: usize) {
         self.queued.fetch_add(bytes, Ordering::Relaxed);

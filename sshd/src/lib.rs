@@ -2,21 +2,23 @@
 //!
 //! Who may log in ([`Accounts`]) and what a login starts ([`Login`]) are the caller's; this crate is the protocol
 //! between them and a stock OpenSSH client: public key authentication, shells, commands and subsystems with or without a
-//! terminal, exit statuses and signals, flow control in both directions, limits on connections.
+//! terminal, exit statuses and signals, port forwarding for logins that may, flow control in both directions, limits on
+//! connections and on their idleness.
 //!
-//! Not here, on purpose: passwords, agent and X11 forwarding, port forwarding, and any notion of who a user is.
+//! Not here, on purpose: passwords, agent and X11 forwarding, forwarding of Unix sockets, and any notion of who a user is.
 
 mod account;
 mod channel;
 mod connection;
 mod flow;
+mod forward;
 mod host_key;
 mod local;
 mod process;
 mod server;
 mod terminal;
 
-pub use account::{Accounts, Command, KeyList, Login, Pty, Session, SessionIo, SessionRequest, WindowSize};
+pub use account::{Accounts, Command, Forwarding, KeyList, Login, Pty, Session, SessionIo, SessionRequest, WindowSize};
 pub use host_key::{HostKey, HostKeyError};
 pub use local::LocalShell;
 pub use process::{Exit, Process};

@@ -13,18 +13,19 @@ use std::{
 };
 
 use russh::{
-    MethodKind, MethodSet, SshId,
+    Disconnect, MethodKind, MethodSet, SshId,
     server::{Config, run_stream},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
     account::Accounts,
     connection::Connection,
     flow::{Backlog, PacedStream, WINDOW},
+    forward::Forwards,
     host_key::HostKey,
 };
 
@@ -37,10 +38,15 @@ pub struct Limits {
     pub connections_per_source: usize,
     /// Sessions at the same time in one connection.
     pub sessions: usize,
+    /// Forwarded connections at the same time in one connection. Generous: a browser opens many.
+    pub forwards: usize,
     /// Keys a client may try. Generous: agents offer all they have.
     pub auth_attempts: usize,
     /// Time to log in.
     pub login_grace: Duration,
+    /// Time after which a connection that carried no data either way is told so and ended. `None` lets people leave a
+    /// shell open over the week-end.
+    pub idle: Option<Duration>,
     /// Silence after which a client is asked whether it still lives.
     pub keepalive: Duration,
     /// Unanswered questions after which it is taken for dead.
@@ -53,8 +59,10 @@ impl Default for Limits {
             connections: 128,
             connections_per_source: 32,
             sessions: 10,
+            forwards: 128,
             auth_attempts: 10,
             login_grace: Duration::from_secs(60),
+            idle: None,
             keepalive: Duration::from_secs(30),
             keepalive_missed: 4,
         }
@@ -63,6 +71,8 @@ impl Default for Limits {
 
 /// Silence of a connection, keepalives and their answers included, after which it is dropped in any case.
 const SILENCE: Duration = Duration::from_secs(600);
+/// Time for a client that was told of its end to hang up itself.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Pause after a failure to accept, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -142,9 +152,14 @@ async fn connection(
     limits: Limits,
 ) {
     let _ = stream.set_nodelay(true);
+    // Keepalives cannot be sent to a peer that takes nothing any more; the kernel gives that one up as late as they would.
+    let patience = limits.keepalive * u32::try_from(limits.keepalive_missed + 1).unwrap_or(u32::MAX);
+    let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, patience);
     let backlog = Arc::new(Backlog::default());
     let authenticated = Arc::new(AtomicBool::new(false));
-    let handler = Connection::new(accounts, peer, limits.sessions, backlog.clone(), authenticated.clone());
+    let forwards = Forwards::new(limits.forwards, backlog.clone());
+    let handler = Connection::new(accounts, peer, limits.sessions, forwards, backlog.clone(), authenticated.clone());
     let stream = PacedStream::new(stream, backlog.clone());
     let grace = async {
         sleep(limits.login_grace).await;
@@ -154,7 +169,28 @@ async fn connection(
         }
         std::future::pending::<Infallible>().await
     };
-    let served = async { run_stream(config, stream, handler).await?.await };
+    let served = async {
+        let session = run_stream(config, stream, handler).await?;
+        let handle = session.handle();
+        let idle = async {
+            let Some(limit) = limits.idle else { return std::future::pending::<Infallible>().await };
+            backlog.idle(limit).await;
+            tracing::info!(%peer, "idle for {} s", limit.as_secs());
+            let farewell = async {
+                let words = format!("nothing was sent or received for {} seconds", limit.as_secs());
+                let _ = handle.disconnect(Disconnect::ByApplication, words, String::new()).await;
+                std::future::pending::<()>().await
+            };
+            // The words may never get through to a client that does not read.
+            let _ = timeout(FAREWELL, farewell).await;
+            backlog.sever();
+            std::future::pending().await
+        };
+        tokio::select! {
+            result = session => result,
+            never = idle => match never {},
+        }
+    };
     tokio::select! {
         result = served => match result {
             Ok(()) => tracing::debug!(%peer, "connection ended"),

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, mpsc},
@@ -14,6 +15,9 @@ use std::{
 use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionRequest, parse_key, serve_blocking};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+
+/// What the server's own key is made from.
+const HOST_SEED: [u8; 32] = [42; 32];
 
 /// A server that admits user `tester` with the key in the folder, and a client's configuration for it.
 struct Bench {
@@ -33,12 +37,13 @@ impl Bench {
         let key = HostKey::load_or_create(&path("id")).unwrap();
         HostKey::load_or_create(&path("stranger")).unwrap();
         let keys = vec![parse_key(&key.public_line()).unwrap()];
-        let login = LocalShell::new(folder.path(), vec![("PLACE".to_owned(), "here".to_owned())]);
+        let env = vec![("PLACE".to_owned(), "here".to_owned())];
+        let login = LocalShell::with_sftp(folder.path(), env, "/usr/lib/openssh/sftp-server");
         let accounts = Arc::new(KeyList::new("tester", keys, wrap(login)));
 
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let host_key = HostKey::load_or_create(&path("host")).unwrap();
+        let host_key = HostKey::from_seed(&HOST_SEED);
         fs::write(path("known_hosts"), format!("[127.0.0.1]:{port} {}\n", host_key.public_line())).unwrap();
         thread::spawn(move || serve_blocking(listener, host_key, accounts, limits));
         Self { folder, port }
@@ -48,13 +53,29 @@ impl Bench {
         self.folder.path().join(name)
     }
 
+    /// What every client program of OpenSSH is told.
+    fn options(&self, key: &str) -> Vec<String> {
+        let mut options = vec!["-F".to_owned(), "none".to_owned()];
+        let known_hosts = format!("UserKnownHostsFile={}", self.path("known_hosts").display());
+        let fixed = ["BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes", "IdentityAgent=none"];
+        for option in fixed.iter().copied().chain([known_hosts.as_str(), &format!("Port={}", self.port)]) {
+            options.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        options.extend(["-i".to_owned(), self.path(key).display().to_string()]);
+        options
+    }
+
+    /// `scp`, `sftp` or the like, as the user who is welcome.
+    fn tool(&self, name: &str) -> Command {
+        let mut tool = Command::new(name);
+        tool.args(self.options("id")).stdin(Stdio::null());
+        tool
+    }
+
     fn client(&self, user: &str, key: &str, options: &[&str], command: &str) -> Command {
         let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR"]);
-        ssh.args(["-o", "StrictHostKeyChecking=yes", "-o", "IdentityAgent=none"]);
-        ssh.arg("-o").arg(format!("UserKnownHostsFile={}", self.path("known_hosts").display()));
-        ssh.arg("-i").arg(self.path(key)).args(["-p", &self.port.to_string()]);
-        ssh.args(options).arg(format!("{user}@127.0.0.1")).arg("--").arg(command);
+        ssh.args(self.options(key)).args(options).args(["-o", "LogLevel=ERROR"]);
+        ssh.arg(format!("{user}@127.0.0.1")).arg("--").arg(command);
         ssh.stdin(Stdio::null());
         ssh
     }
@@ -181,17 +202,25 @@ fn a_slow_reader_of_what_it_sends_stalls_nothing_for_good() {
     assert!(ssh.wait().unwrap().success());
 }
 
+/// A terminal for a client: the side of its window, and the client's.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+    let master = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::grantpt(&master).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let terminal = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+    (master, terminal)
+}
+
+fn window(rows: u16, columns: u16) -> rustix::termios::Winsize {
+    rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
 #[test]
 fn a_terminal_has_the_clients_size_and_type() {
     let bench = Bench::start(Limits::default());
-    let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
-    rustix::pty::grantpt(&master).unwrap();
-    rustix::pty::unlockpt(&master).unwrap();
-    let terminal =
-        rustix::pty::ioctl_tiocgptpeer(&master, rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY)
-            .unwrap();
-    let size = rustix::termios::Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&master, size).unwrap();
+    let (master, terminal) = terminal();
+    rustix::termios::tcsetwinsize(&master, window(33, 101)).unwrap();
     let mut modes = rustix::termios::tcgetattr(&terminal).unwrap();
     modes.special_codes[rustix::termios::SpecialCodeIndex::VERASE] = 8;
     modes.input_modes |= rustix::termios::InputModes::IUTF8;
@@ -212,6 +241,280 @@ fn a_terminal_is_given_up_when_its_shell_ends() {
         .status()
         .unwrap();
     assert_eq!(status.code(), Some(6));
+}
+
+#[test]
+fn a_key_from_a_seed_is_seen_by_the_client() {
+    let bench = Bench::start(Limits::default());
+    let scan = Command::new("ssh-keyscan").args(["-t", "ed25519", "-p", &bench.port.to_string(), "127.0.0.1"]).output();
+    let line = String::from_utf8(scan.unwrap().stdout).unwrap();
+    let expect = HostKey::from_seed(&HOST_SEED).public_line();
+    assert_eq!(line.trim_end(), format!("[127.0.0.1]:{} {expect}", bench.port));
+}
+
+#[test]
+fn files_are_copied_both_ways() {
+    let bench = Bench::start(Limits::default());
+    let expect = big_file(&bench.path("big"), 4);
+    fs::create_dir(bench.path("there")).unwrap();
+    let remote = |name: &str| format!("tester@127.0.0.1:{name}");
+    let rsh = format!("ssh {}", bench.options("id").join(" "));
+    let check = |mut command: Command, arrived: &str| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", output.stderr.escape_ascii());
+        assert_eq!(digest(&fs::read(bench.path(arrived)).unwrap()), expect, "{command:?}");
+    };
+    let copy = |name: &str, options: &[&str], from: &str, to: &str| {
+        let mut command = match name {
+            "rsync" => Command::new(name),
+            tool => bench.tool(tool),
+        };
+        command.args(options).args([from, to]).current_dir(bench.folder.path());
+        command
+    };
+    check(copy("scp", &[], "big", &remote("there/a")), "there/a");
+    check(copy("scp", &[], &remote("there/a"), "b"), "b");
+    // The protocol of old, with `scp` itself at the other end.
+    check(copy("scp", &["-O"], "big", &remote("there/c")), "there/c");
+    check(copy("scp", &["-O"], &remote("there/c"), "d"), "d");
+    check(copy("rsync", &["-e", &rsh], "big", &remote("there/e")), "there/e");
+    check(copy("rsync", &["-e", &rsh], &remote("there/e"), "f"), "f");
+
+    let batch = bench.path("batch");
+    fs::write(&batch, "put big there/g\nrename there/g there/h\nget there/h i\n").unwrap();
+    let mut sftp = bench.tool("sftp");
+    sftp.arg("-b").arg(&batch).arg("tester@127.0.0.1").current_dir(bench.folder.path());
+    check(sftp, "i");
+    assert!(!bench.path("there/g").exists());
+}
+
+#[test]
+fn a_terminal_follows_the_clients_size() {
+    let bench = Bench::start(Limits::default());
+    let (master, terminal) = terminal();
+    rustix::termios::tcsetwinsize(&master, window(33, 101)).unwrap();
+    let command = "trap 'stty size; exit 7' WINCH; stty size; while :; do sleep 0.02; done";
+    let mut ssh = bench.client("tester", "id", &["-tt"], command);
+    let mut ssh = ssh.stdin(terminal).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = ssh.stdout.take().unwrap();
+    let mut line = [0; "33 101\r\n".len()];
+    out.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"33 101\r\n");
+    rustix::termios::tcsetwinsize(&master, window(44, 132)).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&ssh), rustix::process::Signal::WINCH).unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "44 132\r\n");
+    assert_eq!(ssh.wait().unwrap().code(), Some(7));
+}
+
+/// A server that sends back what it gets, until its end of file.
+fn echo() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+        }
+    });
+    port
+}
+
+/// A port nobody listens on.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Sends 3 MiB through a connection and expects them back, up to the end of file.
+fn echoes(mut stream: TcpStream) {
+    let sent: Vec<u8> = (0..3_u32 << 18).flat_map(u32::to_le_bytes).collect();
+    let mut writer = stream.try_clone().unwrap();
+    let back = sent.clone();
+    let sending = thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    sending.join().unwrap();
+    assert!(got == back, "{} of {} bytes", got.len(), back.len());
+}
+
+/// Starts a client and returns once its forwards are set up: it asks for them before its command.
+fn forwarding(bench: &Bench, options: &[&str]) -> std::process::Child {
+    let options = [&["-o", "ExitOnForwardFailure=yes"], options].concat();
+    let mut ssh = bench.client("tester", "id", &options, "echo up; exec cat");
+    let mut ssh = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    ssh.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    ssh
+}
+
+fn end(mut ssh: std::process::Child) {
+    drop(ssh.stdin.take());
+    assert!(ssh.wait().unwrap().success());
+}
+
+#[test]
+fn connections_are_forwarded_to_targets() {
+    let bench = Bench::start(Limits { forwards: 8, ..Limits::default() });
+    let (echo, local) = (echo(), free_port());
+    let ssh = forwarding(&bench, &["-L", &format!("{local}:127.0.0.1:{echo}")]);
+    // More, one after the other, than there are places at the same time.
+    for _ in 0..12 {
+        echoes(TcpStream::connect((Ipv4Addr::LOCALHOST, local)).unwrap());
+    }
+    let together: Vec<_> = (0..4)
+        .map(|_| thread::spawn(move || echoes(TcpStream::connect((Ipv4Addr::LOCALHOST, local)).unwrap())))
+        .collect();
+    together.into_iter().for_each(|one| one.join().unwrap());
+    end(ssh);
+
+    let nobody = free_port();
+    let ssh = forwarding(&bench, &["-L", &format!("{local}:127.0.0.1:{nobody}")]);
+    let mut refused = TcpStream::connect((Ipv4Addr::LOCALHOST, local)).unwrap();
+    assert_eq!(refused.read(&mut [0; 1]).unwrap_or(0), 0);
+    end(ssh);
+}
+
+#[test]
+fn forwarded_connections_are_bounded() {
+    let bench = Bench::start(Limits { forwards: 2, ..Limits::default() });
+    let (echo, local) = (echo(), free_port());
+    let ssh = forwarding(&bench, &["-L", &format!("{local}:127.0.0.1:{echo}")]);
+    let open = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, local)).unwrap();
+        let answered = stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0; 1])).is_ok();
+        (stream, answered)
+    };
+    let (first, second, third) = (open(), open(), open());
+    assert_eq!((first.1, second.1, third.1), (true, true, false));
+    // The client ends with the last of its connections.
+    drop((first, second, third));
+    end(ssh);
+}
+
+#[test]
+fn a_client_is_a_socks_proxy() {
+    let bench = Bench::start(Limits::default());
+    let (echo, local) = (echo(), free_port());
+    let ssh = forwarding(&bench, &["-D", &local.to_string()]);
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, local)).unwrap();
+    // SOCKS 4: connect to 127.0.0.1 for nobody in particular.
+    let port = echo.to_be_bytes();
+    stream.write_all(&[4, 1, port[0], port[1], 127, 0, 0, 1, 0]).unwrap();
+    let mut answer = [0; 8];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..2], [0, 90]);
+    echoes(stream);
+    end(ssh);
+}
+
+#[test]
+fn connections_are_forwarded_from_listeners() {
+    let bench = Bench::start(Limits::default());
+    let (echo, remote) = (echo(), free_port());
+    let control = bench.path("control").display().to_string();
+    let forward = format!("{remote}:127.0.0.1:{echo}");
+    let ssh = forwarding(&bench, &["-M", "-S", &control, "-R", &forward]);
+    echoes(TcpStream::connect((Ipv4Addr::LOCALHOST, remote)).unwrap());
+
+    let ask = |what: &str, forward: &str| {
+        let output = bench.client("tester", "id", &["-S", &control, "-O", what, "-R", forward], "").output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert!(ask("cancel", &forward).0);
+    // The answer comes from the client at hand; the listener is gone once the server has been told.
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, remote)).is_ok() {
+        thread::yield_now();
+    }
+    let (given, port) = ask("forward", &format!("0:127.0.0.1:{echo}"));
+    assert!(given);
+    echoes(TcpStream::connect((Ipv4Addr::LOCALHOST, port.trim().parse().unwrap())).unwrap());
+    // Nothing but loopback.
+    assert!(!ask("forward", &format!("*:0:127.0.0.1:{echo}")).0);
+    end(ssh);
+}
+
+/// Says nothing about forwarding.
+struct Plain(Arc<LocalShell>);
+
+impl Login for Plain {
+    fn spawn(&self, request: &SessionRequest) -> io::Result<Session> {
+        self.0.spawn(request)
+    }
+}
+
+#[test]
+fn nothing_is_forwarded_unless_the_login_says_so() {
+    let bench = Bench::with(Limits::default(), |shell| Arc::new(Plain(shell)));
+    let (echo, port) = (echo(), free_port());
+    let ssh = forwarding(&bench, &["-L", &format!("{port}:127.0.0.1:{echo}")]);
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    end(ssh);
+    let options = ["-o", "ExitOnForwardFailure=yes", "-R", &format!("{port}:127.0.0.1:{echo}")];
+    assert_eq!(bench.client("tester", "id", &options, "true").status().unwrap().code(), Some(255));
+}
+
+#[test]
+fn an_idle_connection_is_told_and_ended() {
+    let bench = Bench::start(Limits { idle: Some(Duration::from_secs(1)), ..Limits::default() });
+    let output = bench.client("tester", "id", &["-o", "LogLevel=INFO"], "exec sleep 1000").output().unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("nothing was sent or received for 1 seconds"), "{stderr}");
+    // Output alone keeps it.
+    bench.check(&[], "for i in 1 2 3 4 5 6; do sleep 0.4; echo $i; done", "1\n2\n3\n4\n5\n6\n", 0);
+}
+
+#[test]
+fn a_vanished_client_frees_its_place() {
+    let limits = Limits {
+        connections_per_source: 1,
+        keepalive: Duration::from_millis(100),
+        keepalive_missed: 2,
+        ..Limits::default()
+    };
+    let bench = Bench::start(limits);
+    let mut ssh = bench.ssh("echo up; exec sleep 1000").stdout(Stdio::piped()).spawn().unwrap();
+    ssh.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    assert!(!bench.ssh("true").status().unwrap().success());
+    // A stopped client keeps its socket open and answers nothing, as one behind a cut line.
+    let pid = rustix::process::Pid::from_child(&ssh);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    while !bench.ssh("true").status().unwrap().success() {}
+    ssh.kill().unwrap();
+    ssh.wait().unwrap();
+}
+
+#[test]
+fn a_flood_of_strangers_is_bounded() {
+    let limits =
+        Limits { connections: 4, connections_per_source: 4, login_grace: Duration::from_secs(1), ..Limits::default() };
+    let bench = Bench::start(limits);
+    let flood: Vec<_> = (0..64)
+        .map(|_| {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, bench.port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream
+        })
+        .collect();
+    let greeted = flood.iter().filter(|stream| (&**stream).read(&mut [0; 1]).is_ok_and(|n| n == 1)).count();
+    assert_eq!(greeted, 4);
+    // Those who were let in and say nothing lose their places.
+    while !bench.ssh("true").status().unwrap().success() {}
+}
+
+#[test]
+fn one_connection_has_any_number_of_sessions_in_turn() {
+    let bench = Bench::start(Limits { sessions: 2, ..Limits::default() });
+    let control = bench.path("control").display().to_string();
+    let ssh = forwarding(&bench, &["-M", "-S", &control]);
+    for _ in 0..5 {
+        bench.check(&["-S", &control], "echo again", "again\n", 0);
+    }
+    end(ssh);
 }
 
 #[test]
