@@ -16,6 +16,7 @@ mod envelope;
 mod json;
 mod key;
 mod node_config;
+mod recovery;
 mod release;
 mod report;
 mod script;
@@ -33,6 +34,7 @@ pub use key::{KeyError, PublicKey, SigningKey};
 pub use node_config::{
     Addressing, Central, DiskRule, Install, Network, NodeConfig, NodeConfigError, StaticAddress, is_node_id,
 };
+pub use recovery::{RecoveryKey, RecoveryKeyError};
 pub use release::{ArtifactRole, ManifestError, MinimumHardware, ReleaseArtifact, ReleaseManifest};
 pub use report::{
     BootState, DiskFacts, EnrolRequest, Enrolled, Event, EventBatch, Facts, FailedTrial, LogBatch, MemoryFacts,
