@@ -15,6 +15,9 @@ use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionR
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+/// What the server's own key is made from.
+const HOST_SEED: [u8; 32] = [42; 32];
+
 /// A server that admits user `tester` with the key in the folder, and a client's configuration for it.
 struct Bench {
     folder: TempDir,
@@ -38,7 +41,7 @@ impl Bench {
 
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let host_key = HostKey::load_or_create(&path("host")).unwrap();
+        let host_key = HostKey::from_seed(&HOST_SEED);
         fs::write(path("known_hosts"), format!("[127.0.0.1]:{port} {}\n", host_key.public_line())).unwrap();
         thread::spawn(move || serve_blocking(listener, host_key, accounts, limits));
         Self { folder, port }
@@ -212,6 +215,15 @@ fn a_terminal_is_given_up_when_its_shell_ends() {
         .status()
         .unwrap();
     assert_eq!(status.code(), Some(6));
+}
+
+#[test]
+fn a_key_from_a_seed_is_seen_by_the_client() {
+    let bench = Bench::start(Limits::default());
+    let scan = Command::new("ssh-keyscan").args(["-t", "ed25519", "-p", &bench.port.to_string(), "127.0.0.1"]).output();
+    let line = String::from_utf8(scan.unwrap().stdout).unwrap();
+    let expect = HostKey::from_seed(&HOST_SEED).public_line();
+    assert_eq!(line.trim_end(), format!("[127.0.0.1]:{} {expect}", bench.port));
 }
 
 #[test]
