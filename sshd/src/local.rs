@@ -21,20 +21,28 @@ use crate::{
 pub struct LocalShell {
     home: PathBuf,
     env: Vec<(String, String)>,
+    sftp: Option<PathBuf>,
 }
 
 impl LocalShell {
     /// Sessions start in `home`, with nothing in their environment but the usual, `env`, and what clients send.
     pub fn new(home: impl Into<PathBuf>, env: Vec<(String, String)>) -> Arc<Self> {
-        Arc::new(Self { home: home.into(), env })
+        Arc::new(Self { home: home.into(), env, sftp: None })
+    }
+
+    /// As [`LocalShell::new`], with the program at `sftp` for the subsystem of that name. It speaks the protocol of
+    /// OpenSSH's `sftp-server` on its standard input and output.
+    pub fn with_sftp(home: impl Into<PathBuf>, env: Vec<(String, String)>, sftp: impl Into<PathBuf>) -> Arc<Self> {
+        Arc::new(Self { home: home.into(), env, sftp: Some(sftp.into()) })
     }
 
     fn command(&self, request: &SessionRequest) -> io::Result<process::Command> {
-        let mut command = match &request.command {
-            Command::Subsystem(name) => {
+        let mut command = match (&request.command, &self.sftp) {
+            (Command::Subsystem(name), Some(program)) if name == "sftp" => process::Command::new(program),
+            (Command::Subsystem(name), _) => {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("no subsystem `{name}` here")));
             }
-            shell => {
+            (shell, _) => {
                 let mut command = process::Command::new("/bin/sh");
                 match shell {
                     Command::Exec(line) => command.args(["-c", line]),
