@@ -48,7 +48,8 @@ fn kib(meminfo: &str, key: &str) -> u64 {
     value.unwrap_or(0) * 1024
 }
 
-fn nics() -> Vec<NicFacts> {
+/// The network interfaces, with what the network stage gave them.
+pub(crate) fn nics() -> Vec<NicFacts> {
     let state = network::state().ok();
     network::interfaces()
         .into_iter()

@@ -7,6 +7,7 @@
 mod central;
 pub mod clock;
 pub mod configure;
+pub mod console;
 pub mod contact;
 mod disks;
 mod download;
@@ -14,15 +15,19 @@ pub mod events;
 mod facts;
 mod failure;
 mod files;
+pub mod firewall;
 pub mod handover;
+mod identity;
 pub mod install;
 pub mod load;
 pub mod network;
 pub mod repair;
 pub mod reporter;
+pub mod rescue;
 pub mod safe;
 pub mod verify;
 
 pub use central::client;
 pub use failure::StageFailure;
 pub use files::{boot_id, node_config, write_private};
+pub use identity::host_key_seed;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Subcommand, ValueEnum};
 use orrery_central_api::{ScriptRecord, peek};
-use orrery_protocol::{ArtifactRef, BootScript, Digest, PayloadType, ReleaseManifest, ScriptKind, is_node_id};
+use orrery_protocol::{ArtifactRef, BootScript, Cidr, Digest, PayloadType, ReleaseManifest, ScriptKind, is_node_id};
 use serde_json::json;
 
 use crate::{
@@ -37,6 +37,10 @@ pub(crate) enum Script {
         /// OpenSSH public keys that safe mode admits.
         #[arg(long = "ssh-key", value_name = "FILE.pub")]
         ssh_keys: Vec<PathBuf>,
+        /// Networks that safe mode can be reached from, as 192.0.2.0/24. Without any, it can be reached from nowhere but
+        /// those of the node's own configuration.
+        #[arg(long = "network", value_name = "CIDR", value_parser = network)]
+        networks: Vec<Cidr>,
         /// Where the script goes.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
@@ -69,7 +73,7 @@ pub(crate) enum Kind {
 
 pub(crate) fn run(context: &Context, command: Script) -> Result<()> {
     match command {
-        Script::New { kind, release, nodes, serial, expires, ssh_keys, out } => {
+        Script::New { kind, release, nodes, serial, expires, ssh_keys, networks, out } => {
             if let Some(bad) = nodes.iter().find(|n| *n != "*" && !is_node_id(n)) {
                 anyhow::bail!("`{bad}` is not a node id");
             }
@@ -87,7 +91,7 @@ pub(crate) fn run(context: &Context, command: Script) -> Result<()> {
                 expires: issued.checked_add(expires.0).context("it would never expire")?,
                 release: release.as_deref().map(release_ref).transpose()?,
                 ssh_keys: files::ssh_keys(&ssh_keys)?,
-                networks: Vec::new(),
+                networks,
                 mirrors: Vec::new(),
                 waivers: Vec::new(),
             };
@@ -117,6 +121,10 @@ pub(crate) fn run(context: &Context, command: Script) -> Result<()> {
     }
 }
 
+fn network(text: &str) -> Result<Cidr, String> {
+    text.parse().map_err(|error: orrery_protocol::CidrError| error.to_string())
+}
+
 /// How a script names a release: by its signed manifest.
 fn release_ref(path: &Path) -> Result<ArtifactRef> {
     let envelope = files::read(path)?;
@@ -141,6 +149,7 @@ fn show(context: &Context, path: &Path) -> Result<()> {
         ];
         rows.extend(script.release.map(|r| ("release", r.sha256.to_string())));
         rows.extend(script.ssh_keys.iter().map(|key| ("ssh key", key.clone())));
+        rows.extend(script.networks.iter().map(|network| ("network", network.to_string())));
         rows.extend(signers.iter().map(|id| ("signed by", format!("{id} (not verified here)"))));
         table(&rows.into_iter().map(|(name, value)| vec![name.to_owned(), clean(&value)]).collect::<Vec<_>>())
     })
