@@ -8,6 +8,7 @@ mod input;
 mod install;
 mod limits;
 mod machinery;
+mod safe;
 mod trust;
 
 use std::{
@@ -66,6 +67,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "wrong-authority", run: trust::wrong_authority },
     Scenario { name: "central-away", run: trust::central_away },
     Scenario { name: "safe-mode", run: trust::safe_mode },
+    Scenario { name: "safe-networks", run: safe::networks },
+    Scenario { name: "safe-tools", run: safe::tools },
+    Scenario { name: "safe-console", run: safe::console },
     Scenario { name: "wrong-clock", run: clock::clock },
     Scenario { name: "bad-configuration", run: input::bad_configuration },
     Scenario { name: "bad-network", run: input::bad_network },
