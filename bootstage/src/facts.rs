@@ -34,7 +34,7 @@ pub(crate) fn gather(config: &NodeConfig) -> Facts {
         ssh_host_key: HostKey::from_seed(&host_key_seed(config)).public_line(),
         trust_serial: trust::current(config).serial,
         groups: config.groups.clone(),
-        ..Facts::default()
+        failed_trial: disks::remembered(config).failed_trial.map(|failed| failed.trial),
     }
 }
 
@@ -61,7 +61,8 @@ fn kib(meminfo: &str, key: &str) -> u64 {
     value.unwrap_or(0) * 1024
 }
 
-fn nics() -> Vec<NicFacts> {
+/// The network interfaces, with what the network stage gave them.
+pub(crate) fn nics() -> Vec<NicFacts> {
     let state = network::state().ok();
     network::interfaces()
         .into_iter()

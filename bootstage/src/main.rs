@@ -1,18 +1,26 @@
-//! `orrery-stage <stage>`: the stages that PID 1 runs on the medium.
+//! `orrery-stage <stage>`: the stages that PID 1 runs on the medium, and what it runs on consoles; as `orrery-node`, the
+//! commands of a rescuer.
 
-use std::{env, process::ExitCode};
+use std::{env, path::Path, process::ExitCode};
 
 use orrery_bootstage::{
-    StageFailure, clock, configure, contact, disk_lock, install, load, network, node_config, repair, reporter, safe,
-    upgrade, verify,
+    StageFailure, clock, configure, console, contact, disk_lock, events, firewall, install, load, network, node_config,
+    repair, reporter, rescue, safe, upgrade, verify,
 };
-use orrery_init_api::{FailureClass, RESULT_FD, Stage, StageResult, report_result};
+use orrery_init_api::{CONSOLE_ARGUMENT, FailureClass, RESULT_FD, Stage, StageResult, report_result};
 use orrery_sys::descriptor::inherited;
 
 const USAGE: &str =
-    "usage: orrery-stage configure|network|time|contact|verify|install|upgrade|load|repair|safe|reporter";
+    "usage: orrery-stage configure|network|time|contact|verify|install|upgrade|load|repair|safe|reporter|console";
 
 fn main() -> ExitCode {
+    let called = env::args_os().next().unwrap_or_default();
+    if Path::new(&called).file_name().is_some_and(|name| name == rescue::NAME) {
+        return rescue::run();
+    }
+    if env::args().nth(1).is_some_and(|word| word == CONSOLE_ARGUMENT) {
+        return ended(console::run());
+    }
     // Held for as long as the process lives, and by no program it starts.
     let _result = inherited(RESULT_FD);
     let Some(stage) = env::args().nth(1).and_then(|word| word.parse::<Stage>().ok()) else {
@@ -38,6 +46,7 @@ fn run(stage: Stage) -> Result<(), StageFailure> {
     match stage {
         Stage::Configure => ready(&configure::run()?),
         Stage::Network => {
+            close_firewall();
             let config = node_config()?;
             let state = network::run(&config)?;
             ready(&format!("{} {}/{}", state.interface, state.address, state.prefix));
@@ -62,6 +71,21 @@ fn run(stage: Stage) -> Result<(), StageFailure> {
         }
     }
     Ok(())
+}
+
+/// Nothing comes in from the first moment. A node that cannot have that boots all the same: nothing listens yet, and sshd
+/// does not open without the filter.
+fn close_firewall() {
+    if let Err(error) = firewall::close() {
+        let failure = StageFailure::new(FailureClass::NetworkSetup, error);
+        events::tell(Stage::Network, Some(failure.class), failure.chain());
+    }
+}
+
+fn ended(console: std::io::Result<std::convert::Infallible>) -> ExitCode {
+    let Err(error) = console;
+    eprintln!("console: {error}");
+    ExitCode::FAILURE
 }
 
 fn ready(said: &str) {

@@ -112,9 +112,10 @@ fn refusal(refused: ScriptRefused, judged: Judgement) -> StageFailure {
     StageFailure::new(class(&refused), VerifyError::Refused { refused, said })
 }
 
-/// The safe-mode script that is in force: judged as every script is, now, and the very one that the verify stage accepted
-/// against what the disk remembers. For safe mode, which must not touch a disk that others may be writing to.
-pub(crate) fn safe_script(config: &NodeConfig) -> Option<BootScript> {
+/// The script in force that may admit administrators, of kind `safe`, `install` or `upgrade`: judged as every script is,
+/// now, and the very one that the verify stage accepted against what the disk remembers. For safe mode, which must not touch
+/// a disk that others may be writing to.
+pub(crate) fn admitting_script(config: &NodeConfig) -> Option<BootScript> {
     in_force(config, &fs::read(SCRIPT_PATH).ok()?, &read_json(PLAN_PATH).ok()?, now())
 }
 
@@ -122,7 +123,7 @@ fn in_force(config: &NodeConfig, envelope: &[u8], accepted: &BootScript, now: u6
     let context =
         ScriptContext { node: &config.id, groups: &config.groups, now, accepted: &[(accepted.kind, accepted.serial)] };
     let script = BootScript::open(envelope, &trust::current(config).trust, &context).ok()?;
-    (script == *accepted && script.kind == ScriptKind::Safe).then_some(script)
+    (script == *accepted && script.kind != ScriptKind::Boot).then_some(script)
 }
 
 fn now() -> u64 {
@@ -160,7 +161,7 @@ mod tests {
     use crate::configure::{parse_toml, tests::sample};
 
     #[test]
-    fn only_the_accepted_safe_mode_script_is_in_force() {
+    fn only_the_accepted_script_admits() {
         let release_key = SigningKey::from_scalar(&[9; 32]).unwrap();
         let config = parse_toml(&sample(&release_key)).unwrap();
         let safe = BootScript {
@@ -182,6 +183,7 @@ mod tests {
         let elsewhere = BootScript { nodes: vec!["n2".into()], ..safe.clone() };
         let release = Some(ArtifactRef { sha256: orrery_protocol::Digest([3; 32]), size: 12 });
         let boot = BootScript { kind: ScriptKind::Boot, release, ..safe.clone() };
+        let install = BootScript { kind: ScriptKind::Install, ..boot.clone() };
         let check = |script: &BootScript, key: &SigningKey, accepted: &BootScript, now, expect: bool| {
             let bytes = sign(PayloadType::BootScript, &script.encode().unwrap(), &[key]).unwrap();
             assert_eq!(in_force(&config, &bytes, accepted, now).is_some(), expect, "{script:?} {accepted:?} {now}");
@@ -194,5 +196,7 @@ mod tests {
         check(&other_keys, &release_key, &safe, 1500, false);
         check(&elsewhere, &release_key, &elsewhere, 1500, false);
         check(&boot, &release_key, &boot, 1500, false);
+        check(&install, &release_key, &install, 1500, true);
+        check(&install, &release_key, &safe, 1500, false);
     }
 }

@@ -62,7 +62,8 @@ pub(crate) fn after_event(state: BootState, handed_out: Option<&str>, event: &Ev
 /// The run level that `event` tells of, if any.
 pub(crate) fn run_level(event: &Event) -> Option<RunLevel> {
     match (event.role.as_str(), event.stage.as_str(), event.outcome) {
-        ("boot", "safe", Outcome::Ok | Outcome::Info) => Some(RunLevel::Safe),
+        // Its sshd is also open beside an installation; safe mode itself says so.
+        ("boot", "safe", Outcome::Info) if event.message.starts_with("safe mode: ") => Some(RunLevel::Safe),
         ("boot", "install", Outcome::Info) => Some(RunLevel::Installing),
         ("boot", "install" | "upgrade" | "load", _) => Some(RunLevel::Booting),
         ("node", "ready", Outcome::Ok) => Some(RunLevel::Running),
@@ -170,7 +171,12 @@ mod tests {
     fn run_levels() {
         let check = |role, stage, outcome, expect| assert_eq!(run_level(&event(role, stage, outcome)), expect);
         check("node", "ready", Outcome::Ok, Some(RunLevel::Running));
-        check("boot", "safe", Outcome::Ok, Some(RunLevel::Safe));
+        check("boot", "safe", Outcome::Ok, None);
+        let opened = Event {
+            message: "safe mode: the boot script asks for it".to_owned(),
+            ..event("boot", "safe", Outcome::Info)
+        };
+        assert_eq!(run_level(&opened), Some(RunLevel::Safe));
         check("boot", "install", Outcome::Info, Some(RunLevel::Installing));
         check("boot", "install", Outcome::Failed, Some(RunLevel::Booting));
         check("boot", "upgrade", Outcome::Info, Some(RunLevel::Booting));

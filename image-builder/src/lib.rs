@@ -91,6 +91,8 @@ pub struct Inputs {
     pub mke2fs: PathBuf,
     /// `e2fsck`, for both images.
     pub e2fsck: PathBuf,
+    /// What the medium has for a rescuer: paths in its root file system, and the programs.
+    pub tools: Vec<(String, PathBuf)>,
     /// Folders laid over the boot medium's root file system, in this order.
     pub medium_overlays: Vec<PathBuf>,
     /// Folders laid over the node OS's root file system.
@@ -272,6 +274,10 @@ pub fn build(inputs: &Inputs, out: &Path, progress: &mut dyn FnMut(&str)) -> Res
 fn medium_tree(inputs: &Inputs) -> Result<Tree, BuildError> {
     let mut tree = common_tree(inputs)?;
     tree.put_file("sbin/orrery-stage", 0o755, &inputs.stage)?;
+    tree.put("bin/orrery-node", 0o777, Node::Symlink("../sbin/orrery-stage".to_owned()));
+    for (path, program) in &inputs.tools {
+        tree.put_file(path, 0o755, program)?;
+    }
     finish_tree(tree, inputs, &inputs.medium_overlays)
 }
 

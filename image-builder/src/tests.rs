@@ -31,6 +31,7 @@ fn inputs(folder: &Path) -> Inputs {
         applets: vec!["sh".into(), "ls".into()],
         mke2fs: file("mke2fs", b"mke2fs"),
         e2fsck: file("e2fsck", b"e2fsck"),
+        tools: vec![("usr/bin/rsync".into(), file("rsync", b"rsync"))],
         medium_overlays: vec![folder.join("overlay")],
         node_overlays: vec![folder.join("overlay")],
         images: vec![("debian".into(), file("debian.tar.zst", b"debian"))],

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orrery_bootstage::handover::Handover;
+use orrery_bootstage::{disk_lock, handover::Handover};
 use orrery_init_api::{ENTERED_CMDLINE_PATH, FailureClass, PATIENCE_PARAMETER, patience_s};
 use orrery_installer::{Slot, StateError, UnknownSlot, promote, read_state, read_trial, write_state, write_trial};
 use rustix::mount::{MountFlags, mount_remount};
@@ -243,14 +243,18 @@ fn note_reason(boot: &Path, reason: &str) -> Result<(), HealthError> {
 }
 
 /// The boot partition, writable for as long as this lives. It is read-only otherwise: nothing in the node OS has business there.
-struct Writable;
+struct Writable {
+    /// The reporter makes it writable now and then, too.
+    _turn: Option<disk_lock::Turn>,
+}
 
 impl Writable {
     const FLAGS: MountFlags = MountFlags::NODEV.union(MountFlags::NOSUID).union(MountFlags::NOEXEC);
 
     fn open() -> Result<Self, HealthError> {
+        let turn = disk_lock::wait();
         mount_remount(paths::BOOT, Self::FLAGS, "").map_err(|e| HealthError::Remount(e.into()))?;
-        Ok(Self)
+        Ok(Self { _turn: turn })
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::{env, process::ExitCode, sync::Arc, thread};
 
-use orrery_bootstage::{StageFailure, boot_id, clock, handover, host_key_seed, network, node_config, reporter};
-use orrery_init_api::{ATTEMPT_ENV, FailureClass, RESULT_FD, Stage, StageResult, report_result};
+use orrery_bootstage::{
+    StageFailure, boot_id, clock, console, firewall, handover, host_key_seed, network, node_config, reporter,
+};
+use orrery_init_api::{ATTEMPT_ENV, CONSOLE_ARGUMENT, FailureClass, RESULT_FD, Stage, StageResult, report_result};
 use orrery_nodeos::{
     central::Central,
     gate, health,
@@ -22,6 +24,11 @@ fn main() -> ExitCode {
     // From here on no child gets the result pipe: what it would write there, PID 1 would believe.
     let _result = inherited(RESULT_FD);
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).without_time().with_target(false).init();
+    if env::args_os().nth(1).is_some_and(|word| word == CONSOLE_ARGUMENT) {
+        let Err(error) = console::run();
+        eprintln!("console: {error}");
+        return ExitCode::FAILURE;
+    }
     let stage = env::args_os().nth(1).and_then(|word| word.to_str()?.parse::<Stage>().ok());
     let outcome = match stage {
         Some(Stage::Storage) => storage(),
@@ -57,6 +64,8 @@ fn storage() -> Result<(), StageFailure> {
 fn network() -> Result<(), StageFailure> {
     // The first stage that needs the configuration, and the only one that unpacks it.
     let config = handover::take_up().map_err(|e| StageFailure::new(FailureClass::ConfigMissing, e))?.config;
+    // Under the medium's own kernel, the medium's filter is still in force, and would keep users out.
+    firewall::lift().map_err(|e| StageFailure::new(FailureClass::NetworkSetup, e))?;
     let state = network::run(&config)?;
     ready(format!("{} {}/{}", state.interface, state.address, state.prefix));
     network::keep_lease(&config, state)

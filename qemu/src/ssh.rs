@@ -67,7 +67,7 @@ pub enum SshError {
     /// The client couldn't be run.
     #[error("running {program}")]
     Io {
-        /// `ssh` or `scp`.
+        /// `ssh`, `scp`, `sftp` or `rsync`.
         program: &'static str,
         /// Why.
         source: io::Error,
@@ -75,7 +75,7 @@ pub enum SshError {
     /// It was killed for its deadline.
     #[error("{program} didn't finish within {limit:?}; stderr: {stderr}")]
     Deadline {
-        /// `ssh` or `scp`.
+        /// `ssh`, `scp`, `sftp` or `rsync`.
         program: &'static str,
         /// The deadline.
         limit: Duration,
@@ -121,6 +121,29 @@ impl Ssh {
         let mut client = self.client("scp", "-P");
         client.arg(format!("{}@127.0.0.1:{remote}", self.user)).arg(local);
         finish("scp", client, b"", limit)
+    }
+
+    /// Runs `sftp` with `batch` as its commands.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn sftp(&self, batch: &str, limit: Duration) -> Result<Output, SshError> {
+        let mut client = self.client("sftp", "-P");
+        client.args(["-b", "-"]).arg(format!("{}@127.0.0.1", self.user));
+        finish("sftp", client, batch.as_bytes(), limit)
+    }
+
+    /// Copies a file or a tree into the guest by `rsync`.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn rsync_to(&self, local: &Path, remote: &str, limit: Duration) -> Result<Output, SshError> {
+        let ssh = self.client("ssh", "-p");
+        let words = std::iter::once(ssh.get_program()).chain(ssh.get_args());
+        let shell: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+        let mut client = bound_command("rsync");
+        client.args(["-a", "-e", &shell.join(" ")]).arg(local).arg(format!("{}@127.0.0.1:{remote}", self.user));
+        finish("rsync", client, b"", limit)
     }
 
     fn client(&self, program: &str, port_option: &str) -> Command {

@@ -163,14 +163,15 @@ impl Apt {
         command
     }
 
-    /// What `apt-get source` would download.
+    /// What `apt-get source` would download with the options `choice`.
     ///
     /// # Errors
     /// When the package is unknown.
-    pub(crate) fn source_candidate(&self, package: &str) -> Result<Candidate> {
-        self.candidate(&format!("source {package}"), |apt| {
+    pub(crate) fn source_candidate(&self, package: &str, choice: &[String]) -> Result<Candidate> {
+        let name = format!("source {} {package}", choice.join(" ")).replace("  ", " ");
+        self.candidate(&name, |apt| {
             let mut command = apt.command("apt-get");
-            command.args(["-qq", "source", "--print-uris", "--download-only", package]);
+            command.args(["-qq", "source", "--print-uris", "--download-only"]).args(choice).arg(package);
             command
         })
     }

@@ -17,7 +17,8 @@ pub(crate) mod reference_image;
 pub(crate) mod rust;
 
 /// The components that recipes in `packages/` describe.
-pub(crate) const COMPONENTS: [&str; 3] = ["linux", "busybox", "e2fsprogs"];
+pub(crate) const COMPONENTS: [&str; 7] =
+    ["linux", "busybox", "e2fsprogs", "rsync", "openssh", "smartmontools", "util-linux"];
 
 /// Everything an image is made of.
 pub(crate) struct Built {
@@ -27,10 +28,33 @@ pub(crate) struct Built {
     pub(crate) busybox: Entry,
     /// `mke2fs`, `e2fsck`, `tune2fs` and `resize2fs`.
     pub(crate) e2fsprogs: Entry,
+    /// `rsync`.
+    pub(crate) rsync: Entry,
+    /// `sftp-server`.
+    pub(crate) openssh: Entry,
+    /// `smartctl`.
+    pub(crate) smartmontools: Entry,
+    /// `sfdisk`.
+    pub(crate) util_linux: Entry,
     /// `init`, `orrery-stage` and `orrery-nodeos`.
     pub(crate) rust: Entry,
     /// `debian.tar.zst`.
     pub(crate) reference_image: Entry,
+}
+
+impl Built {
+    /// What was built by recipes.
+    pub(crate) fn recipes(&self) -> [&Entry; COMPONENTS.len()] {
+        [
+            &self.kernel,
+            &self.busybox,
+            &self.e2fsprogs,
+            &self.rsync,
+            &self.openssh,
+            &self.smartmontools,
+            &self.util_linux,
+        ]
+    }
 }
 
 /// Builds one component, or all.
@@ -44,8 +68,8 @@ pub(crate) fn run(workspace: &Workspace, component: Option<&str>) -> Result<()> 
         return Ok(());
     };
     match component {
-        "kernel" | "linux" => report("linux", &recipe(workspace, "linux")?),
-        "busybox" | "e2fsprogs" => report(component, &recipe(workspace, component)?),
+        "kernel" => report("linux", &recipe(workspace, "linux")?),
+        name if COMPONENTS.contains(&name) => report(name, &recipe(workspace, name)?),
         "rust" => {
             report("rust", &rust::images(workspace)?);
             tools(workspace)?;
@@ -54,7 +78,10 @@ pub(crate) fn run(workspace: &Workspace, component: Option<&str>) -> Result<()> 
             tools(workspace)?;
         }
         "reference-image" => report(component, &reference_image::build(workspace)?),
-        other => bail!("no component `{other}`: there are kernel, busybox, e2fsprogs, rust, tools and reference-image"),
+        other => bail!(
+            "no component `{other}`: there are kernel, {}, rust, tools and reference-image",
+            COMPONENTS.join(", ")
+        ),
     }
     Ok(())
 }
@@ -70,10 +97,14 @@ pub(crate) fn all(workspace: &Workspace) -> Result<Built> {
     let component = |name: &str| recipe(workspace, name).inspect(|entry| report(name, entry));
     let busybox = component("busybox")?;
     let e2fsprogs = component("e2fsprogs")?;
+    let rsync = component("rsync")?;
+    let openssh = component("openssh")?;
+    let smartmontools = component("smartmontools")?;
+    let util_linux = component("util-linux")?;
     let reference_image = reference_image::build(workspace)?;
     report("reference-image", &reference_image);
     let kernel = component("linux")?;
-    Ok(Built { kernel, busybox, e2fsprogs, rust, reference_image })
+    Ok(Built { kernel, busybox, e2fsprogs, rsync, openssh, smartmontools, util_linux, rust, reference_image })
 }
 
 /// Builds the host's programs, `orrery` and `orrery-central`, and returns their folder.

@@ -51,7 +51,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 /// When the package is unknown.
 pub(crate) fn candidate(apt: &Apt, source: &Source) -> Result<Candidate> {
     match source {
-        Source::Source { package } => apt.source_candidate(package),
+        Source::Source { package, .. } => apt.source_candidate(package, &source.choice(apt)),
         Source::Binary { package, .. } => apt.binary_candidate(package),
     }
 }
@@ -79,7 +79,9 @@ pub(crate) fn fetch(workspace: &Workspace, apt: &Apt, source: &Source, candidate
     fs::create_dir_all(&unfinished).with_context(|| format!("making {}", unfinished.display()))?;
     let mut download = apt.command("apt-get");
     match source {
-        Source::Source { .. } => download.args(["-q", "source", "--download-only", package]),
+        Source::Source { .. } => {
+            download.args(["-q", "source", "--download-only"]).args(source.choice(apt)).arg(package)
+        }
         Source::Binary { .. } => download.args(["-q", "download", package]),
     };
     command::logged(download.current_dir(&unfinished), &workspace.log("fetch")?)

@@ -98,7 +98,7 @@ fn complete(folder: &Path) -> bool {
 fn inputs(workspace: &Workspace, built: &Built) -> Result<Inputs> {
     let mut inputs = Inputs::default();
     inputs.add("release", &workspace.release.version, &workspace.release.epoch.to_string());
-    for entry in [&built.kernel, &built.busybox, &built.e2fsprogs, &built.rust, &built.reference_image] {
+    for entry in built.recipes().into_iter().chain([&built.rust, &built.reference_image]) {
         for output in &entry.record.outputs {
             inputs.add("output", &format!("{}/{}", entry.record.name, output.name), &output.sha256);
         }
@@ -154,6 +154,12 @@ fn image_inputs(workspace: &Workspace, built: &Built, reference_image: PathBuf) 
         busybox,
         mke2fs: built.e2fsprogs.folder.join("mke2fs"),
         e2fsck: built.e2fsprogs.folder.join("e2fsck"),
+        tools: vec![
+            ("usr/bin/rsync".to_owned(), built.rsync.folder.join("rsync")),
+            ("usr/libexec/sftp-server".to_owned(), built.openssh.folder.join("sftp-server")),
+            ("usr/sbin/smartctl".to_owned(), built.smartmontools.folder.join("smartctl")),
+            ("usr/sbin/sfdisk".to_owned(), built.util_linux.folder.join("sfdisk")),
+        ],
         medium_overlays: overlays(workspace, &["common", "medium"]),
         node_overlays: overlays(workspace, &["common", "node"]),
         images: vec![("debian".to_owned(), reference_image)],

@@ -56,6 +56,8 @@ pub(crate) struct ScriptOptions<'a> {
     pub(crate) serial: u64,
     /// How long it is good for, as `30d`.
     pub(crate) expires: &'a str,
+    /// Networks that safe mode can be reached from.
+    pub(crate) networks: &'a [&'a str],
     /// The key file that signs it.
     pub(crate) key: PathBuf,
     /// The signed manifest of the release it is about.
@@ -164,7 +166,14 @@ impl Lab {
 
     /// What a script says unless something else is asked for.
     pub(crate) fn usual_script(&self) -> ScriptOptions<'static> {
-        ScriptOptions { node: "*", serial: 1, expires: "30d", key: self.release_key(), release: self.release() }
+        ScriptOptions {
+            node: "*",
+            serial: 1,
+            expires: "30d",
+            networks: &["10.0.2.0/24"],
+            key: self.release_key(),
+            release: self.release(),
+        }
     }
 
     /// Writes and signs a script; the signed file's path.
@@ -177,13 +186,11 @@ impl Lab {
         let serial = options.serial.to_string();
         let mut arguments = vec!["script", "new", "--kind", kind, "--node", options.node, "--serial", &serial];
         arguments.extend(["--expires", options.expires]);
+        arguments.extend(options.networks.iter().flat_map(|network| ["--network", network]));
         let (option, path) = match kind {
             "safe" => ("--ssh-key", self.user_key().with_extension("pub")),
             _ => ("--release", options.release.clone()),
         };
-        if kind == "safe" {
-            arguments.extend(["--network", "0.0.0.0/0,::/0"]);
-        }
         arguments.push(option);
         self.orrery(arguments, [path.as_path(), Path::new("--out"), &unsigned])?;
         self.orrery(["script", "sign", "--key"], [&options.key, &unsigned])?;

@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::apt::Apt;
+
 /// A component built by steps of shell.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -41,9 +43,14 @@ pub(crate) struct Recipe {
 #[serde(tag = "kind", deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) enum Source {
     /// A source package.
+    #[serde(rename_all = "kebab-case")]
     Source {
         /// Its name.
         package: String,
+        /// Take the stable release's own version, where a newer one stands in its backports or security archive: for
+        /// programs whose newer versions bring what we have no use for.
+        #[serde(default)]
+        stable: bool,
     },
     /// A binary package with a tarball in it.
     #[serde(rename_all = "kebab-case")]
@@ -60,14 +67,22 @@ pub(crate) enum Source {
 impl Source {
     /// The package that is downloaded.
     pub(crate) fn package(&self) -> &str {
-        let (Self::Source { package } | Self::Binary { package, .. }) = self;
+        let (Self::Source { package, .. } | Self::Binary { package, .. }) = self;
         package
+    }
+
+    /// Options of `apt-get` that choose the version.
+    pub(crate) fn choice(&self, apt: &Apt) -> Vec<String> {
+        match self {
+            Self::Source { stable: true, .. } => vec![format!("--target-release={}", apt.codename)],
+            _ => Vec::new(),
+        }
     }
 
     /// The source package, for the SBOM.
     pub(crate) fn source_package(&self) -> &str {
         match self {
-            Self::Source { package } => package,
+            Self::Source { package, .. } => package,
             Self::Binary { source_package, .. } => source_package,
         }
     }

@@ -15,8 +15,9 @@ use crate::{
 };
 
 /// Licences of the packages of which parts come from the build machine, compiled already.
-const LICENCES: [(&str, &str); 4] = [
+const LICENCES: [(&str, &str); 5] = [
     ("glibc", "LGPL-2.1-or-later AND GPL-2.0-or-later WITH GCC-exception-2.0"),
+    ("gcc-12", "GPL-3.0-or-later WITH GCC-exception-3.1"),
     ("syslinux", "GPL-2.0-or-later"),
     ("systemd", "LGPL-2.1-or-later"),
     ("systemd-boot", "LGPL-2.1-or-later"),
@@ -32,7 +33,7 @@ pub(crate) fn make(workspace: &Workspace, built: &Built) -> Result<Vec<u8>> {
     let mut document = Document::default();
     let version = &workspace.release.version;
     document.add(ORRERY, json!({ "name": "orrery", "versionInfo": version }), "MIT OR Apache-2.0");
-    for entry in [&built.kernel, &built.busybox, &built.e2fsprogs] {
+    for entry in built.recipes() {
         let record = &entry.record;
         let package = record.source_package.as_deref().unwrap_or(&record.name);
         let id = document.debian_source(package, &record.version, &record.licence, &record.sources);

@@ -12,6 +12,7 @@ mod machinery;
 mod outage;
 mod reproducible;
 mod rotation;
+mod safe;
 mod trust;
 mod upgrade;
 
@@ -140,6 +141,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("enrolment", rotation::enrolment),
     Scenario::full("kept-reports", rotation::kept_reports),
     Scenario::full("told-panic", rotation::told_panic),
+    Scenario::full("safe-networks", safe::networks),
+    Scenario::full("safe-tools", safe::tools),
+    Scenario::full("safe-console", safe::console),
 ];
 
 /// What a scenario works with.

@@ -72,6 +72,9 @@ pub const STAGE_BINARY: &str = "/sbin/orrery-stage";
 /// The binary with all services of the node OS.
 pub const NODEOS_BINARY: &str = "/sbin/orrery-nodeos";
 
+/// The first argument of either binary where it is to stand on a console.
+pub const CONSOLE_ARGUMENT: &str = "console";
+
 /// Where files shared between PID 1 and its children stand; a tmpfs of mode 0700.
 pub const RUN_DIR: &str = "/run/orrery";
 /// The id of this boot, in hexadecimal with a newline. Survives the chain-boot through [`BOOT_ID_PARAMETER`].

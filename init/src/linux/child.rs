@@ -12,8 +12,8 @@ use std::{
 };
 
 use orrery_init_api::{
-    ATTEMPT_ENV, BOOT_ID_ENV, FailureClass, MAX_RESULT, NODE_CGROUP, REASON_ENV, RESULT_FD, ROLE_ENV, Role, Stage,
-    StageResult,
+    ATTEMPT_ENV, BOOT_ID_ENV, CONSOLE_ARGUMENT, FailureClass, MAX_RESULT, NODE_CGROUP, REASON_ENV, RESULT_FD, ROLE_ENV,
+    Role, Stage, StageResult,
 };
 use orrery_sys::spawn::Preparations;
 use rustix::{
@@ -38,7 +38,7 @@ const WRITE_OFF: Duration = Duration::from_secs(10);
 pub(super) enum Kind {
     /// A stage, task or service.
     Stage(Stage),
-    /// A shell on the console with this number.
+    /// The login on the console with this number.
     Shell(usize),
     /// Nobody waits for it any more.
     Discarded,
@@ -119,13 +119,14 @@ impl Child {
         })
     }
 
-    /// Starts a shell with a terminal of its own.
-    pub(super) fn shell(number: usize, terminal: &str, now: Duration) -> io::Result<Self> {
+    /// Starts what stands on a console, with a terminal of its own: the node's state, and a login by recovery key.
+    pub(super) fn shell(role: Role, number: usize, terminal: &str, now: Duration) -> io::Result<Self> {
         let flags = i32::try_from(OFlags::NOCTTY.bits()).map_err(|_| ErrorKind::InvalidInput)?;
         let tty = OpenOptions::new().read(true).write(true).custom_flags(flags).open(terminal)?;
-        let mut command = command("/bin/busybox");
+        let mut command = command(role.binary());
         command
-            .arg0("-sh")
+            .arg(CONSOLE_ARGUMENT)
+            .env(ROLE_ENV, role.as_str())
             .env("TERM", if terminal.starts_with("/dev/ttyS") { "vt100" } else { "linux" })
             .current_dir("/root")
             .stdin(tty.try_clone()?)

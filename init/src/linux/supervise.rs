@@ -29,7 +29,7 @@ pub(super) struct Service {
     restart_at: Option<Duration>,
 }
 
-/// A shell on a console, started again whenever it ends.
+/// A login on a console, started again whenever it ends.
 #[derive(Debug)]
 pub(super) struct Shell {
     terminal: String,
@@ -60,7 +60,7 @@ impl Linux {
         }
     }
 
-    /// Gives every console a shell.
+    /// Gives every console a login.
     pub(super) fn open_shells(&mut self) {
         if self.shells.is_empty() {
             let start_at = Some(uptime());
@@ -238,7 +238,7 @@ impl Linux {
         }
         for (number, shell) in self.shells.iter_mut().enumerate() {
             if due(&mut shell.start_at) {
-                match Child::shell(number, &shell.terminal, now) {
+                match Child::shell(self.role, number, &shell.terminal, now) {
                     Ok(child) => self.children.push(child),
                     Err(_) => {
                         shell.failures += 1;

@@ -154,7 +154,7 @@ impl<'a> Job<'a> {
 
     fn unpack(&self, fetched: &Fetched) -> Result<()> {
         match &self.recipe.source {
-            Source::Source { package } => {
+            Source::Source { package, .. } => {
                 let description = fetched.files.iter().find(|f| f.name.ends_with(".dsc")).context("no .dsc file")?;
                 command::logged(
                     self.command("dpkg-source")

@@ -1,0 +1,114 @@
+//! Safe mode: who gets in, from where, and what is there for who does.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use orrery_protocol::RecoveryKey;
+use orrery_qemu::{
+    Vm,
+    ssh::{Output, SshError},
+};
+
+use super::{Bench, EARLY};
+use crate::lab::{Lab, Node, NodeOptions, ScriptOptions};
+
+/// The least memory that a medium boots to safe mode in.
+const LEAST_MEMORY_MIB: u32 = 192;
+/// A packet filter does not answer; that a client has waited for so long is the answer.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// A machine with little memory, in safe mode by a script that admits from `networks`.
+fn in_safe_mode(lab: &Lab, networks: &[&str]) -> Result<(Node, Vm)> {
+    let node = lab.add_node("n1", NodeOptions { memory_mib: LEAST_MEMORY_MIB, ..NodeOptions::default() })?;
+    lab.publish_script("safe", &ScriptOptions { serial: 2, networks, ..lab.usual_script() })?;
+    lab.orrery(["node", "set-state", "safe", "n1"], [] as [&str; 0])?;
+    let mut vm = node.spec.start()?;
+    vm.expect(["stage safe ok"], EARLY)?;
+    Ok((node, vm))
+}
+
+/// The same key from an address that the script does not name, and from one that it does. QEMU's user network shows the
+/// guest every client as 10.0.2.2.
+pub(super) fn networks(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let (node, mut vm) = in_safe_mode(&lab, &["192.0.2.0/24"])?;
+    match node.ssh("root").run("id", SILENCE) {
+        Err(SshError::Deadline { .. }) => {}
+        Ok(output) => ensure!(output.status.code() == Some(255), "sshd answered to an address not named: {output}"),
+        Err(error) => return Err(error).context("running the ssh client"),
+    }
+
+    vm.power_cut();
+    let wider = ScriptOptions { serial: 3, networks: &["192.0.2.0/24", "10.0.2.0/24"], ..lab.usual_script() };
+    lab.publish_script("safe", &wider)?;
+    vm.start_again()?;
+    vm.expect(["stage safe ok"], EARLY)?;
+    done(node.ssh("root").run("id", EARLY), "logging in from a network that the script names").map(drop)
+}
+
+/// What a rescuer does with the stock OpenSSH client.
+pub(super) fn tools(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let (node, vm) = in_safe_mode(&lab, &["10.0.2.0/24"])?;
+    let ssh = node.ssh("root");
+    let status = ssh.run("exit 7", EARLY).context("running the ssh client")?;
+    ensure!(status.status.code() == Some(7), "an exit status got lost: {status}");
+
+    let (sent, back) = (lab.folder.join("sent"), lab.folder.join("back"));
+    let content: Vec<u8> = (0..100_000u32).map(|number| (number % 251) as u8).collect();
+    fs::write(&sent, &content).context("writing the file to copy")?;
+    let returned = |path: &Path| -> Result<()> {
+        ensure!(fs::read(path).context("reading the copy")? == content, "{} is not what was sent", path.display());
+        Ok(fs::remove_file(path)?)
+    };
+    done(ssh.copy_to(&sent, "/tmp/scp", EARLY), "scp into the node")?;
+    done(ssh.copy_from("/tmp/scp", &back, EARLY), "scp out of the node")?;
+    returned(&back)?;
+    let batch = format!("put {} /tmp/sftp\nget /tmp/sftp {}\n", sent.display(), back.display());
+    done(ssh.sftp(&batch, EARLY), "sftp")?;
+    returned(&back)?;
+    done(ssh.rsync_to(&sent, "/tmp/rsync", EARLY), "rsync into the node")?;
+    done(ssh.run("cmp /tmp/scp /tmp/rsync", EARLY), "comparing the copies")?;
+
+    let state = done(ssh.run("orrery-node state --json", EARLY), "orrery-node state")?;
+    let state: serde_json::Value = serde_json::from_str(&state.stdout).context("reading the node's state")?;
+    ensure!(state["node"] == "n1" && state["script"]["kind"] == "safe", "not this node's state: {state}");
+    ensure!(state["disks"][0]["content"] == "blank", "not this node's disk: {state}");
+    done(ssh.run("orrery-node bundle /tmp/b.tar && tar -tf /tmp/b.tar | grep dmesg", EARLY), "orrery-node bundle")?;
+    let secret = ssh.run("grep -c 'PRIVATE KEY' /tmp/b.tar", EARLY).context("running the ssh client")?;
+    ensure!(secret.stdout.trim() == "0", "the support bundle holds the node's key: {secret}");
+    let there = "sfdisk -l && smartctl --version && ping -c1 10.0.2.2 && which e2fsck nslookup nc lsof less hexdump";
+    done(ssh.run(there, EARLY), "a rescuer's tools")?;
+    drop(vm);
+    Ok(())
+}
+
+/// Without a network, somebody with the recovery key gets a shell on the console, and nobody else does.
+pub(super) fn console(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions { memory_mib: LEAST_MEMORY_MIB, ..NodeOptions::default() })?;
+    let key = RecoveryKey::from_random(b"a random key for the lab!");
+    let config = node.disk.with_file_name("node.toml");
+    let text = fs::read_to_string(&config).context("reading the node's configuration")?;
+    fs::write(&config, format!("recovery = \"{}\"\n{text}", key.digest())).context("adding the recovery key")?;
+    lab.orrery(["media", "stamp"], [node.medium.as_path(), Path::new("--config"), &config])?;
+
+    let mut vm = node.spec.clone().network(orrery_qemu::Network::default().link_down()).start()?;
+    vm.expect(["failed", "network (no-link)"], EARLY)?;
+    vm.expect("recovery key:", EARLY)?;
+    vm.send("00000-00000-00000-00000-00000-00000-00000-00000\n")?;
+    vm.expect("this is not this node's recovery key", EARLY)?;
+    vm.expect("recovery key:", EARLY)?;
+    vm.send(&format!("{key}\n"))?;
+    vm.expect("orrery-node --help", EARLY)?;
+    // The answer is not in what is typed.
+    vm.send("echo in$((40 + 2))side\n")?;
+    vm.expect("in42side", EARLY)?;
+    Ok(())
+}
+
+fn done(output: Result<Output, SshError>, what: &str) -> Result<Output> {
+    let output = output.with_context(|| format!("running the client: {what}"))?;
+    ensure!(output.success(), "{what} failed: {output}");
+    Ok(output)
+}
