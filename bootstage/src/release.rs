@@ -1,5 +1,5 @@
-//! A verified node OS: what is given to the kernel, or unpacked beside it, is a sealed copy in memory that was hashed on its way there. The disk may
-//! change afterwards as it likes.
+//! A verified node OS: what is given to the kernel, or unpacked beside it, is a sealed copy in memory that was hashed on its
+//! way there. The disk may change afterwards as it likes.
 
 use std::{
     ffi::CString,
