@@ -83,7 +83,8 @@ pub(crate) fn settle(config: NodeConfig, url: &str) -> Result<NodeConfig, StageF
 
 /// Keeps the key of a node that enrolled on the disk that it was just installed on, and spends the token then.
 pub(crate) fn settle_installed(config: &NodeConfig) {
-    if let (Some(token), Some(url)) = (&config.enrol_token, config.central.urls.first()) {
+    let token = config.enrol_token.as_ref().filter(|token| !token.is_empty());
+    if let (Some(token), Some(url)) = (token, config.central.urls.first()) {
         confirm_kept(config, token, url);
     }
 }
