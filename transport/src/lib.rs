@@ -21,6 +21,12 @@ use ureq::{
     unversioned::transport::DefaultConnector,
 };
 
+/// Parsers that are private otherwise, for the fuzz targets.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::resolve::parse_any as dns_answer;
+}
+
 pub use error::TransportError;
 pub use identity::{Identity, IdentityError, spki_sha256};
 pub use resolve::{LookupError, Resolver, lookup};
