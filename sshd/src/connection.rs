@@ -199,11 +199,8 @@ impl server::Handler for Connection {
         }
         self.forget_ended();
         let id = channel.id();
-        match self.forwards.connect(channel, reply, host, port) {
-            Ok(feed) => {
-                self.channels.insert(id, State::Forwarding(feed));
-            }
-            Err((reply, why)) => reply.reject(why).await,
+        if let Some(feed) = self.forwards.connect(channel, reply, host, port).await {
+            self.channels.insert(id, State::Forwarding(feed));
         }
         Ok(())
     }

@@ -67,20 +67,20 @@ impl Forwards {
     }
 
     /// Connects to a target, and carries what `channel` and the target say. Returns the way in for what the client
-    /// sends; `None` when there is no place left, and then the channel stays closed.
-    pub(crate) fn connect(
+    /// sends; `None` when the request was rejected.
+    pub(crate) async fn connect(
         &self,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
         host: &str,
         port: u32,
-    ) -> Result<Feed, (ChannelOpenHandle, ChannelOpenFailure)> {
-        let Ok(port) = u16::try_from(port) else { return Err((reply, ChannelOpenFailure::ConnectFailed)) };
-        if host.len() > MAX_HOST {
-            return Err((reply, ChannelOpenFailure::ConnectFailed));
-        }
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            return Err((reply, ChannelOpenFailure::ResourceShortage));
+    ) -> Option<Feed> {
+        let (port, place) = match self.admit(host, port) {
+            Ok(admitted) => admitted,
+            Err(why) => {
+                reply.reject(why).await;
+                return None;
+            }
         };
         let (feed, inputs) = feed();
         let (host, backlog) = (host.to_owned(), self.backlog.clone());
@@ -100,7 +100,16 @@ impl Forwards {
                 Err(_elapsed) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
             }
         });
-        Ok(feed)
+        Some(feed)
+    }
+
+    fn admit(&self, host: &str, port: u32) -> Result<(u16, OwnedSemaphorePermit), ChannelOpenFailure> {
+        let port = u16::try_from(port).map_err(|_| ChannelOpenFailure::ConnectFailed)?;
+        if host.len() > MAX_HOST {
+            return Err(ChannelOpenFailure::ConnectFailed);
+        }
+        let place = self.places.clone().try_acquire_owned().map_err(|_| ChannelOpenFailure::ResourceShortage)?;
+        Ok((port, place))
     }
 
     /// Listens on loopback for the client, and gives the port.

@@ -24,6 +24,12 @@ use ureq::{
     unversioned::transport::DefaultConnector,
 };
 
+/// Parsers that are private otherwise, for the fuzz targets.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::resolve::parse_any as dns_answer;
+}
+
 pub use error::TransportError;
 pub use identity::{Identity, IdentityError, new_key_pem, spki_sha256};
 pub use mirror::Mirror;

@@ -13,6 +13,7 @@ mod clean;
 mod command;
 mod demo;
 mod fetch;
+mod fuzz;
 mod hash;
 mod image;
 mod kconfig;
@@ -69,7 +70,9 @@ enum Task {
     Bench(bench::Bench),
     /// Run what continuous integration runs: format, lints, tidy, tests, VM scenarios
     Test(test::Test),
-    /// Hurt machines at random moments, and demand that they recover
+    /// Feed mutated bytes to every parser of untrusted bytes, for a bounded time
+    Fuzz(fuzz::Fuzz),
+    /// Do the same thing many times over, each time hurt in another way, all from one seed
     Torture(torture::Torture),
     /// Check the rules about the source that the compiler does not know
     ///
@@ -104,7 +107,8 @@ fn run(task: &Task) -> Result<()> {
         Task::Demo(options) => demo::run(&workspace, &prepared(&workspace)?, options),
         Task::Bench(options) => bench::run(&workspace, &prepared(&workspace)?, options),
         Task::Test(options) => test::run(&workspace, options),
-        Task::Torture(options) => torture::run(&workspace, &prepared(&workspace)?, options),
+        Task::Fuzz(options) => fuzz::run(&workspace, options),
+        Task::Torture(options) => torture::run(&workspace, options),
         Task::Tidy => tidy::run(&workspace),
         Task::Clean { cache } => clean::run(&workspace, *cache),
     }

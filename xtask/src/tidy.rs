@@ -53,7 +53,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("orrery-central", &["orrery-central-api", "orrery-protocol", "orrery-transport"]),
     ("orrery", &["orrery-central-api", "orrery-image-builder", "orrery-protocol", "orrery-transport"]),
     ("guest-probe", &["orrery-sys"]),
-    ("xtask", &["orrery-central-api", "orrery-image-builder", "orrery-protocol", "orrery-qemu"]),
+    ("xtask", &["orrery-central-api", "orrery-image-builder", "orrery-installer", "orrery-protocol", "orrery-qemu"]),
 ];
 /// The one crate that may hold unsafe code.
 const UNSAFE_FOLDER: &str = "sys/";

@@ -1,13 +1,14 @@
 //! Torture: the same thing many times over, each time hurt at another moment. Everything follows from a seed.
 
 mod power;
+mod tamper;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{image::Images, workspace::Workspace};
+use crate::workspace::Workspace;
 
 /// Options of `cargo xtask torture`.
 #[derive(Args)]
@@ -15,7 +16,7 @@ pub(crate) struct Torture {
     #[command(subcommand)]
     what: What,
     /// How many runs
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), global = true)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..), global = true)]
     runs: u32,
     /// What phases and instants follow from; the same seed gives the same ones
     #[arg(long, default_value_t = 1, global = true)]
@@ -33,15 +34,21 @@ enum What {
     /// uniform over the phase's measured duration. After the last cut the node has to come up and be seen running at central
     /// with the right release. Machines of failed runs are kept in target/orrery/torture/.
     Power(power::Power),
+    /// Change signed and hashed things at random, and demand that none is accepted
+    ///
+    /// Each run changes one thing at one place (a bit, a byte, cut short, inserted, doubled, swapped), gives it to the code
+    /// that verifies it on a node, and then gives it the truth, which must be accepted. Needs no images and no machine.
+    Tamper,
 }
 
 /// Runs it.
 ///
 /// # Errors
 /// A run failed, or nothing could be tried.
-pub(crate) fn run(workspace: &Workspace, images: &Images, torture: &Torture) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<()> {
     match &torture.what {
-        What::Power(power) => power::run(workspace, images, torture, power),
+        What::Power(power) => power::run(workspace, &crate::prepared(workspace)?, torture, power),
+        What::Tamper => tamper::direct(torture.runs, torture.seed),
     }
 }
 
@@ -67,6 +74,16 @@ impl Random {
     #[allow(clippy::cast_precision_loss)]
     fn fraction(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// From 0 on, less than `end`; 0 where there is no choice.
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end.max(1) as u64).unwrap_or_default()
+    }
+
+    /// Any byte.
+    fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
     }
 
     /// One of `choices`, which are not empty.
