@@ -16,6 +16,8 @@ use crate::{
 };
 
 const PORT: u16 = 22;
+/// A session that says and hears nothing for so long is ended: a forgotten terminal must not stay a door.
+const IDLE: Duration = Duration::from_secs(15 * 60);
 /// The program behind sftp, and behind scp, which speaks its protocol too.
 const SFTP_SERVER: &str = "/usr/libexec/sftp-server";
 /// How often it is looked whether a newer script names other networks.
@@ -57,7 +59,8 @@ pub fn run(config: &NodeConfig, ready: impl FnOnce(&str)) -> Result<(), StageFai
     ready(&format!("sshd on port {PORT} for {} keys, {}", keys.len(), reach(&networks)));
     let watched = config.clone();
     thread::spawn(move || follow_networks(&watched, networks));
-    let error = match serve_blocking(listener, host_key, accounts, Limits::default()) {
+    let limits = Limits { idle: Some(IDLE), ..Limits::default() };
+    let error = match serve_blocking(listener, host_key, accounts, limits) {
         Ok(never) => match never {},
         Err(error) => error,
     };
