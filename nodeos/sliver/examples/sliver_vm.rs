@@ -309,7 +309,8 @@ while (1) {
         $seen++;
         kill "STOP", $pid;
         my $traced = syscall(101, 16, $pid, 0, 0);
-        my $looked = open(my $maps, "<", "/proc/$pid/maps") && defined(readline $maps);
+        my $maps;
+        my $looked = open($maps, "<", "/proc/$pid/maps") && defined(readline $maps);
         open(my $comm, "<", "/proc/$pid/comm") or next;
         my $name = readline $comm;
         if ($name eq "exe\n") {
