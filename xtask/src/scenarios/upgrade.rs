@@ -37,7 +37,9 @@ pub(super) fn good_upgrade(bench: &Bench<'_>) -> Result<()> {
     let read = node.run_when_ready(&lab, "test_kept", "cat /root/kept", SLIVER)?;
     ensure!(read.stdout.trim() == "here", "the sliver's data is gone: {read}");
 
+    node.wait_for(EARLY, "boot state `boot` at central", || Ok(lab.node_detail("n1")?["boot_state"] == "boot"))?;
     // Asked for once more, there is nothing to do.
+    lab.orrery(["node", "set-state", "upgrade", "n1"], [] as [&str; 0])?;
     power_cycle(&mut vm)?;
     vm.expect(["stage upgrade ok", "current 0.2.0 slot b"], EARLY)?;
     vm.expect(["stage health ok", "confirmed 0.2.0 slot b"], BOOTED)?;
