@@ -42,7 +42,7 @@ const CUTS: [usize; 4] = [1, 1, 2, 3];
 #[derive(Args)]
 pub(crate) struct Power {
     /// What the node is doing when its power goes; each run takes one of them
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Phase::Install, Phase::FirstBoot])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Phase::Install, Phase::FirstBoot, Phase::Upgrade])]
     phases: Vec<Phase>,
 }
 
