@@ -513,7 +513,8 @@ mod tests {
         fs::write(slot_file(&boot, Slot::A, "kernel"), b"kernal").unwrap();
         assert_eq!(at(1), Wanted::New);
 
-        let done = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), 1000).unwrap();
+        let asked = Request { serial: 3, ..request(&world, &rule) };
+        let done = try_slot(&world.server, &quiet, &boot, &data, asked, 1000).unwrap();
         assert_eq!((done.release(), done.slot()), ("0.1.0", Slot::B));
         assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::A));
         assert_eq!(fs::read(slot_file(&boot, Slot::A, "kernel")).unwrap(), b"kernal");
@@ -524,7 +525,8 @@ mod tests {
         fs::write(slot_file(&boot, Slot::B, "kernel"), b"kernol").unwrap();
         world.server.deeds =
             RefCell::new([Deed::Serve, Deed::Garble, Deed::Garble, Deed::Garble, Deed::Garble, Deed::Garble].into());
-        let again = try_slot(&world.server, &quiet, &boot, &data, request(&world, &rule), 1000);
+        let asked = Request { serial: 4, ..request(&world, &rule) };
+        let again = try_slot(&world.server, &quiet, &boot, &data, asked, 1000);
         assert!(again.is_err());
         assert_eq!(read_trial(&boot).unwrap(), None);
         assert_eq!(installed_slot(&boot).unwrap(), Some(Slot::A));

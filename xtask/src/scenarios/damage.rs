@@ -25,20 +25,32 @@ pub(super) fn damaged_downloads(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let node = lab.add_node("n1", NodeOptions::default())?;
     let artifacts = artifacts(&lab)?;
-    let mut cases: Vec<_> = artifacts.iter().map(|a| (a, Damage::FlippedBit, ["tampered", a.shown_as()])).collect();
-    for (role, damage, said) in [("kernel", Damage::CutShort, "ended after"), ("node-os", Damage::Missing, "404")] {
-        let artifact = artifacts.iter().find(|a| a.role == role).context("a release has both roles")?;
-        cases.push((artifact, damage, [artifact.shown_as(), said]));
+    // In the order of downloading, since what has arrived is not fetched again.
+    let order = [
+        ("release manifest", Damage::FlippedBit, "tampered"),
+        ("debian index", Damage::FlippedBit, "tampered"),
+        ("image", Damage::FlippedBit, "tampered"),
+        ("kernel", Damage::FlippedBit, "tampered"),
+        ("kernel", Damage::CutShort, "ended after"),
+        ("node-os", Damage::FlippedBit, "tampered"),
+        ("node-os", Damage::Missing, "404"),
+    ];
+    let mut cases = Vec::new();
+    for (role, damage, said) in order {
+        let artifact = artifacts.iter().find(|a| a.role == role).with_context(|| format!("a release has a {role}"))?;
+        cases.push((artifact, damage, said));
     }
     let mut vm = node.spec.start()?;
-    for (number, (artifact, damage, [first, then])) in cases.iter().enumerate() {
+    for (number, (artifact, damage, said)) in cases.iter().enumerate() {
         if number > 0 {
             vm.power_cut();
             vm.start_again()?;
         }
         let served = lab.central.data().join("artifacts").join(&artifact.sha256);
         let truth = damage.inflict(&served)?;
-        vm.expect(["stage install FAILED", first, then], INSTALLED)?;
+        // The class stands before the artifact's name, everything else behind it.
+        let said = if *said == "tampered" { [*said, artifact.shown_as()] } else { [artifact.shown_as(), *said] };
+        vm.expect(["stage install FAILED", said[0], said[1]], INSTALLED)?;
         fs::write(&served, truth).context("restoring a served artifact")?;
     }
     vm.expect("stage install ok", INSTALLED)?;
