@@ -1,18 +1,17 @@
 //! Choosing which installed node OS is booted, and giving it to the kernel. What is about to happen is remembered on the disk
 //! before it does: whatever becomes of it then counts.
 
-use std::fs;
-
-use orrery_init_api::{ATTEMPT_ENV, EVENTS_PATH, FailureClass, Stage, TRIAL_OVER};
+use orrery_init_api::{ATTEMPT_ENV, FailureClass, Stage};
 use orrery_installer::{
     Due, InstalledState, Mounted, TRIAL_BOOTS, Trial, due, give_up_trial, installed_slot, read_state, read_trial,
     remove_trial, spend_boot, write_state,
 };
-use orrery_protocol::{Event, NodeConfig, ScriptKind, Waiver};
+use orrery_protocol::{NodeConfig, ScriptKind, Waiver};
 
 use crate::{
     StageFailure, contact, disks, events,
     handover::{self, Handover},
+    previous,
     release::{LoadError, VerifiedManifest, VerifiedRelease},
     trust, verify,
 };
@@ -154,7 +153,7 @@ impl Disk {
                 Err(failure) => self.give_up(&trial, &failure.chain()),
             },
             Due::GiveUp(trial) => {
-                let reason = last_words().or_else(|| trial.reason.clone());
+                let reason = previous::last_words().or_else(|| trial.reason.clone());
                 self.give_up(
                     &trial,
                     &reason.unwrap_or_else(|| format!("{TRIAL_BOOTS} boots without a healthy report")),
@@ -171,7 +170,7 @@ impl Disk {
             return Err(LoadError::OtherRelease { slot: trial.slot.as_str() }.into());
         }
         let (release, boot_id) = read(config, manifest, true)?;
-        let reason = if trial.boots_left < TRIAL_BOOTS { last_words() } else { None };
+        let reason = if trial.boots_left < TRIAL_BOOTS { previous::last_words() } else { None };
         let trial = Trial { reason: reason.or_else(|| trial.reason.clone()), ..trial.clone() };
         spend_boot(self.boot.path(), &trial).map_err(LoadError::Remember)?;
         self.count_start();
@@ -216,32 +215,6 @@ fn note_other_release(config: &NodeConfig, installed: &VerifiedManifest) {
     }
 }
 
-/// Where the kernel keeps what an earlier one left in the reserved ring.
-const PSTORE: &str = "/sys/fs/pstore";
-
-/// The last words of the kernel or PID 1 before this one, if they left any: in the ring, or in the events made of it.
-fn last_words() -> Option<String> {
-    let records = fs::read_dir(PSTORE).into_iter().flatten().flatten();
-    let records = records.filter_map(|entry| fs::read(entry.path()).ok());
-    let events = fs::read(EVENTS_PATH).unwrap_or_default();
-    records.into_iter().find_map(|record| words_in(&record)).or_else(|| words_in_events(&events))
-}
-
-fn words_in(record: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(record);
-    let words = |line: &str| {
-        let at = line.find("Kernel panic").or_else(|| line.find(TRIAL_OVER))?;
-        Some(line[at..].trim().chars().take(200).collect())
-    };
-    // The last ones: the ring may hold what was there before.
-    text.lines().rev().find_map(words)
-}
-
-fn words_in_events(log: &[u8]) -> Option<String> {
-    let lines = log.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Event>(line).ok());
-    lines.filter(|event| event.stage == "previous").find_map(|event| words_in(event.message.as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,29 +234,5 @@ mod tests {
     fn the_chain_boot_is_given_up_after_two_refusals() {
         assert!(!enters(false, 0) && !enters(false, 1));
         assert!(enters(false, 2) && enters(true, 0));
-    }
-
-    #[test]
-    fn last_words_are_found_in_the_ring_and_in_events() {
-        let record =
-            b"Panic#1 Part1\n<6>[    0.9] x\n<0>[    1.0] Kernel panic - not syncing: No working init found.\n";
-        let expect = Some("Kernel panic - not syncing: No working init found.".to_owned());
-        assert_eq!(words_in(record), expect);
-        assert_eq!(words_in(b"all is well"), None);
-        let over = b"orrery[node] +120.0s giving the trial up: not healthy\norrery[node] +121.0s rebooting";
-        assert_eq!(words_in(over).as_deref(), Some("giving the trial up: not healthy"));
-        let event = |stage: &str| Event {
-            boot_id: "b".into(),
-            at_ms: 1,
-            wall: 2,
-            role: "boot".into(),
-            stage: stage.into(),
-            outcome: orrery_protocol::Outcome::Info,
-            class: None,
-            message: String::from_utf8_lossy(record).into_owned(),
-            duration_ms: 0,
-        };
-        assert_eq!(words_in_events(&event("previous").to_json_line()), expect);
-        assert_eq!(words_in_events(&event("load").to_json_line()), None);
     }
 }

@@ -6,14 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orrery_init_api::{FailureClass, ROLE_ENV, Role};
+use orrery_init_api::{FailureClass, ROLE_ENV, Role, TRIAL_OVER};
 use orrery_protocol::{LogBatch, Outcome};
 
 use crate::{StageFailure, events, files::write_private, reporter::Link};
 
 const PSTORE: &str = "/sys/fs/pstore";
-/// The panic that was found, for as long as this boot lasts; the record itself goes once central has it.
-const PANIC_PATH: &str = "/run/orrery/previous-panic";
+/// The last words that were found, for as long as this boot lasts; the record itself goes once central has it.
+const LAST_WORDS_PATH: &str = "/run/orrery/last-words";
 /// The stage of the event about it.
 const STAGE: &str = "previous";
 /// All records together, in bytes; of more, the ends are kept.
@@ -21,9 +21,10 @@ const MOST: usize = 256 * 1024;
 /// Lines of one request.
 const BATCH: usize = 200;
 
-/// The first line of the panic that ended an earlier boot, if one did and the machine's memory has kept it.
-pub fn panic_line() -> Option<String> {
-    fs::read_to_string(PANIC_PATH).ok().or_else(|| panic_among(&records(Path::new(PSTORE), Role::Boot)))
+/// What ended an earlier boot, if the machine's memory has kept it: the first line of its panic, or what PID 1 said when it gave a
+/// trial up.
+pub fn last_words() -> Option<String> {
+    fs::read_to_string(LAST_WORDS_PATH).ok().or_else(|| last_words_among(&records(Path::new(PSTORE), Role::Boot)))
 }
 
 /// One record of pstore.
@@ -47,8 +48,8 @@ impl Previous {
         if matches!(self, Self::Unread) {
             let role = std::env::var(ROLE_ENV).ok().and_then(|word| word.parse().ok()).unwrap_or(Role::Boot);
             let records = records(Path::new(PSTORE), role);
-            if let Some(line) = panic_among(&records)
-                && let Err(error) = write_private(PANIC_PATH, line.as_bytes())
+            if let Some(words) = last_words_among(&records)
+                && let Err(error) = write_private(LAST_WORDS_PATH, words.as_bytes())
             {
                 eprintln!("{error:#}");
             }
@@ -115,6 +116,15 @@ fn records(folder: &Path, role: Role) -> Vec<Record> {
     found.into_iter().filter_map(read).collect()
 }
 
+fn last_words_among(records: &[Record]) -> Option<String> {
+    panic_among(records).or_else(|| records.iter().find_map(|record| trial_over_in(&record.text)))
+}
+
+/// What PID 1 said last when it gave a trial up.
+fn trial_over_in(text: &str) -> Option<String> {
+    text.lines().rev().find_map(|line| line.find(TRIAL_OVER).map(|at| line[at..].trim().chars().take(200).collect()))
+}
+
 fn panic_among(records: &[Record]) -> Option<String> {
     records.iter().find_map(|record| panic_in(&record.text))
 }
@@ -151,6 +161,18 @@ mod tests {
         check(&format!("[ 3.0] orrery[boot] an earlier boot ended in a panic: {panic}"), None);
         check("[ 3.0] all is well\n[not a time] Kernel", None);
         check("", None);
+    }
+
+    #[test]
+    fn a_trial_that_was_given_up_is_the_last_word_where_there_was_no_panic() {
+        let record = |text: &str| Record { path: PathBuf::new(), text: text.to_owned() };
+        let over = record("orrery[node] +120.0s giving the trial up: not healthy\norrery[node] +121.0s rebooting");
+        let panic = record("<0>[    1.0] Kernel panic - not syncing: No working init found.");
+        let check = |records: &[Record], expect: Option<&str>| assert_eq!(last_words_among(records).as_deref(), expect);
+        check(&[over], Some("giving the trial up: not healthy"));
+        let over = record("giving the trial up");
+        check(&[over, panic], Some("Kernel panic - not syncing: No working init found."));
+        check(&[record("all is well")], None);
     }
 
     #[test]
