@@ -3,7 +3,6 @@
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use orrery_protocol::RecoveryKey;
 use orrery_qemu::{
     Vm,
     ssh::{Output, SshError},
@@ -87,11 +86,8 @@ pub(super) fn tools(bench: &Bench<'_>) -> Result<()> {
 pub(super) fn console(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let node = lab.add_node("n1", NodeOptions { memory_mib: LEAST_MEMORY_MIB, ..NodeOptions::default() })?;
-    let key = RecoveryKey::from_random(b"a random key for the lab!");
-    let config = node.disk.with_file_name("node.toml");
-    let text = fs::read_to_string(&config).context("reading the node's configuration")?;
-    fs::write(&config, format!("recovery = \"{}\"\n{text}", key.digest())).context("adding the recovery key")?;
-    lab.orrery(["media", "stamp"], [node.medium.as_path(), Path::new("--config"), &config])?;
+    let key = fs::read_to_string(node.disk.with_file_name("node.toml.recovery")).context("reading the recovery key")?;
+    let key = key.trim();
 
     let mut vm = node.spec.clone().network(orrery_qemu::Network::default().link_down()).start()?;
     vm.expect(["failed", "network (no-link)"], EARLY)?;
