@@ -10,7 +10,7 @@ mod timeline;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result};
@@ -218,6 +218,16 @@ impl Lab {
         self.orrery(arguments, [] as [&Path; 0]).map(drop)
     }
 
+    /// `orrery` as this installation's operator, for what prints more than one value or is to fail.
+    pub(crate) fn operator_command(&self) -> Command {
+        let mut command = Command::new(&self.orrery);
+        command
+            .env("ORRERY_OPERATOR", self.central.operator())
+            .env("ORRERY_CENTRAL", self.central.url())
+            .stdin(Stdio::null());
+        command
+    }
+
     /// Runs `orrery --json` as this installation's operator and returns what it printed.
     ///
     /// # Errors
@@ -227,12 +237,8 @@ impl Lab {
         arguments: impl IntoIterator<Item = &'a str>,
         paths: impl IntoIterator<Item = P>,
     ) -> Result<Value> {
-        let mut command = Command::new(&self.orrery);
-        command
-            .arg("--json")
-            .env("ORRERY_OPERATOR", self.central.operator())
-            .env("ORRERY_CENTRAL", self.central.url())
-            .args(arguments);
+        let mut command = self.operator_command();
+        command.arg("--json").args(arguments);
         command.args(paths.into_iter().map(|p| p.as_ref().as_os_str().to_owned()));
         let printed = command::output(&mut command)?;
         if printed.trim().is_empty() {

@@ -2,6 +2,7 @@
 //!
 //! Each makes an installation of its own, so that they run side by side and in any order.
 
+mod attended;
 mod clock;
 mod damage;
 mod downloads;
@@ -10,7 +11,9 @@ mod install;
 mod limits;
 mod machinery;
 mod outage;
+mod reports;
 mod reproducible;
+mod rollout;
 mod rotation;
 mod safe;
 mod trust;
@@ -102,6 +105,7 @@ impl Choice<'_> {
 /// The longest first, so that none is left alone at the end.
 const SCENARIOS: &[Scenario] = &[
     Scenario::full("reproducible-images", reproducible::images),
+    Scenario::full("rollout", rollout::rollout),
     Scenario::fast("sliver-limits", limits::limits),
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
@@ -144,6 +148,11 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("safe-networks", safe::networks),
     Scenario::full("safe-tools", safe::tools),
     Scenario::full("safe-console", safe::console),
+    Scenario::full("safe-once", safe::once),
+    Scenario::full("attended-install", attended::install),
+    Scenario::full("several-servers", outage::several_servers),
+    Scenario::full("group-threshold", trust::group_threshold),
+    Scenario::full("node-logs", reports::logs),
 ];
 
 /// What a scenario works with.

@@ -65,7 +65,7 @@ pub(super) fn lying_mirror(bench: &Bench<'_>) -> Result<()> {
 /// Power is lost in the middle of the image, twice: the installation goes on with what was on the disk.
 pub(super) fn resumed(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
-    let slow = Mirror::start(&lab.central.data().join("artifacts"), Manner::Slow)?;
+    let slow = Mirror::start(&lab.central.data().join("artifacts"), Manner::Slow(SLOW))?;
     let node = lab.add_node("n1", NodeOptions::default())?;
     publish(&lab, 2, &lab.release(), &["--mirror", &slow.url])?;
     let mut vm = node.spec.start()?;
@@ -111,7 +111,7 @@ pub(super) fn minimum_hardware(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// Publishes an `install` script for every node.
-fn publish(lab: &Lab, serial: u64, release: &Path, more: &[&str]) -> Result<()> {
+pub(super) fn publish(lab: &Lab, serial: u64, release: &Path, more: &[&str]) -> Result<()> {
     let unsigned = lab.folder.join(format!("install-{serial}.json"));
     let serial = serial.to_string();
     let mut arguments = vec!["script", "new", "--kind", "install", "--node", "*", "--serial", &serial];
@@ -129,21 +129,25 @@ fn fetched(line: &str) -> Option<(f64, f64)> {
     Some((fetched.parse().ok()?, all.parse().ok()?))
 }
 
+/// How a mirror treats those who ask it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manner {
+pub(super) enum Manner {
     Good,
     Lying,
-    Slow,
+    /// With so many bytes a second.
+    Slow(u64),
 }
 
 /// A web server on loopback with the artifacts of a folder. It ends with this program.
-struct Mirror {
-    url: String,
+pub(super) struct Mirror {
+    /// As a guest reaches it.
+    pub(super) url: String,
     sent: Arc<AtomicU64>,
 }
 
 impl Mirror {
-    fn start(folder: &Path, manner: Manner) -> Result<Self> {
+    /// Opens a port for it.
+    pub(super) fn start(folder: &Path, manner: Manner) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("opening a port for a mirror")?;
         let port = listener.local_addr().context("asking for the port")?.port();
         let sent = Arc::new(AtomicU64::new(0));
@@ -159,7 +163,7 @@ impl Mirror {
     }
 
     /// Bytes of content given so far.
-    fn sent(&self) -> u64 {
+    pub(super) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 }
@@ -191,9 +195,9 @@ fn answer(mut peer: &TcpStream, folder: &Path, manner: Manner, sent: &AtomicU64)
         if manner == Manner::Lying && (at..at + got as u64).contains(&LIE) {
             buffer[usize::try_from(LIE - at).unwrap_or(0)] ^= 1;
         }
-        if manner == Manner::Slow {
+        if let Manner::Slow(speed) = manner {
             // The line's speed is what this mirror is about.
-            thread::sleep(Duration::from_micros(got as u64 * 1_000_000 / SLOW));
+            thread::sleep(Duration::from_micros(got as u64 * 1_000_000 / speed));
         }
         peer.write_all(&buffer[..got])?;
         at += got as u64;

@@ -1,6 +1,6 @@
 //! A central that fails while nodes need it.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Bench, EARLY, INSTALLED};
 use crate::lab::{NodeOptions, ScriptOptions};
@@ -37,4 +37,23 @@ pub(super) fn server_killed(bench: &Bench<'_>) -> Result<()> {
     vm.expect(["zeros: ", "going on from byte"], EARLY)?;
     vm.expect("stage install ok", INSTALLED)?;
     node.expect_ready(&mut vm, INSTALLED).map(drop)
+}
+
+/// The first of two servers is not there: the second is asked in its stead, and told of it, and the node OS finds it as well.
+pub(super) fn several_servers(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let dead = format!("https://10.0.2.2:{}", orrery_qemu::free_port().context("finding a free port")?);
+    let alive = lab.central.url_for_guest();
+    let arguments = vec!["--url".to_owned(), alive.clone()];
+    let node = lab.add_node("n1", NodeOptions { url: Some(dead.clone()), arguments, ..NodeOptions::default() })?;
+    let mut vm = node.spec.start()?;
+    vm.expect(["stage contact ok", alive.as_str(), "gave a script"], EARLY)?;
+    node.wait_for(EARLY, "an event about the server that is not there at central", || {
+        let about = |message: &str| message.contains(&dead);
+        let told = |e: &serde_json::Value| e["class"] == "refused" && e["message"].as_str().is_some_and(about);
+        Ok(lab.events("n1")?.iter().any(told))
+    })?;
+    vm.expect("stage install ok", INSTALLED)?;
+    node.expect_ready(&mut vm, INSTALLED)?;
+    node.wait_for(EARLY, "run level `running` at central", || Ok(lab.node_detail("n1")?["run_level"] == "running"))
 }

@@ -8,7 +8,7 @@ use orrery_qemu::{
     ssh::{Output, SshError},
 };
 
-use super::{Bench, EARLY};
+use super::{BOOTED, Bench, EARLY, installed};
 use crate::lab::{Lab, Node, NodeOptions, ScriptOptions};
 
 /// The least memory that a medium boots to safe mode in.
@@ -101,6 +101,27 @@ pub(super) fn console(bench: &Bench<'_>) -> Result<()> {
     vm.send("echo in$((40 + 2))side\n")?;
     vm.expect("in42side", EARLY)?;
     Ok(())
+}
+
+/// Safe mode for one boot: the next one is as before, without anybody's help.
+pub(super) fn once(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
+    lab.orrery(["node", "set-state", "--once", "safe", "n1"], [] as [&str; 0])?;
+    vm.power_cut();
+    vm.start_again()?;
+    vm.expect(["stage safe ok"], EARLY)?;
+    done(node.ssh("root").run("true", EARLY), "logging in to safe mode")?;
+    let told = lab.node_detail("n1")?;
+    ensure!(told["boot_state"] == "boot", "the standing boot state was changed to {}", told["boot_state"]);
+    ensure!(told["once"]["boot_state"] == "safe", "central knows of no safe mode in this boot: {}", told["once"]);
+
+    vm.power_cut();
+    vm.start_again()?;
+    node.expect_ready(&mut vm, BOOTED)?;
+    let once = &lab.node_detail("n1")?["once"];
+    ensure!(once.is_null(), "what was wanted of one boot is still wanted: {once}");
+    node.wait_for(EARLY, "run level `running` at central", || Ok(lab.node_detail("n1")?["run_level"] == "running"))
 }
 
 fn done(output: Result<Output, SshError>, what: &str) -> Result<Output> {

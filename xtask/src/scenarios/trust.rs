@@ -1,6 +1,9 @@
 //! Whom a node does not obey.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use orrery_qemu::ssh::Ssh;
@@ -71,7 +74,7 @@ pub(super) fn wrong_authority(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Central is down: an installed node boots by the last good script, and says so once central is back.
+/// Central is down: an installed node boots by the last good script, and tells why once central is back.
 pub(super) fn central_away(bench: &Bench<'_>) -> Result<()> {
     let mut lab = bench.lab()?;
     let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
@@ -86,7 +89,53 @@ pub(super) fn central_away(bench: &Bench<'_>) -> Result<()> {
     vm.expect(["stage contact ok", "last good script"], EARLY)?;
     node.expect_ready(&mut vm, BOOTED)?;
     lab.central.start()?;
-    node.wait_for(EARLY, "run level `running` at central", || Ok(lab.node_detail("n1")?["run_level"] == "running"))
+    node.wait_for(EARLY, "status of an offline boot at central", || {
+        let detail = lab.node_detail("n1")?;
+        let marked = detail["status"]["offline"].as_str().is_some_and(|why| why.contains("central unreachable"));
+        Ok(marked && detail["run_level"] == "running")
+    })
+}
+
+/// A node in a group that obeys two of three keys: the group's script by one key is refused, the one that a second person signed as
+/// well is obeyed, and so is the release.
+pub(super) fn group_threshold(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let [second, third] = ["second.key", "third.key"].map(|name| lab.folder.join(name));
+    for key in [&second, &third] {
+        lab.orrery(["keys", "new", "--out"], [key])?;
+    }
+    let release = lab.release().with_file_name("manifest-both.signed");
+    lab.orrery(["release", "sign", "--yes", "--key"], [&second, Path::new("--out"), &release, &lab.release()])?;
+    lab.orrery(["release", "publish"], [&release])?;
+    let public = [&second, &third].map(|key| format!("{}.pub", key.display()));
+    let arguments =
+        ["--release-key", &public[0], "--release-key", &public[1], "--release-threshold", "2", "--group", "g1"];
+    let options = NodeOptions { arguments: arguments.map(String::from).to_vec(), ..NodeOptions::default() };
+    let node = lab.add_node("n1", options)?;
+
+    let by_one = group_script(&lab, 2, &release)?;
+    lab.orrery(["script", "publish"], [&by_one])?;
+    let mut vm = node.spec.start()?;
+    vm.expect(["stage verify FAILED", "signature"], REFUSED)?;
+    node.wait_failure(&lab, "signature", REFUSED)?;
+
+    let by_two = lab.folder.join("by-two.signed");
+    let by_one = group_script(&lab, 3, &release)?;
+    lab.orrery(["script", "sign", "--yes", "--key"], [&second, Path::new("--out"), &by_two, &by_one])?;
+    lab.orrery(["script", "publish"], [&by_two])?;
+    vm.expect(["stage verify ok", "install serial 3"], INSTALLED)?;
+    vm.expect("stage install ok", INSTALLED)?;
+    node.expect_ready(&mut vm, INSTALLED).map(drop)
+}
+
+/// An `install` script for the group `g1`, signed by the installation's usual key; the signed file's path.
+fn group_script(lab: &Lab, serial: u64, release: &Path) -> Result<PathBuf> {
+    let unsigned = lab.folder.join(format!("group-{serial}.json"));
+    let serial = serial.to_string();
+    let order = ["script", "new", "--kind", "install", "--group", "g1", "--serial", &serial, "--release"];
+    lab.orrery(order, [release, Path::new("--out"), &unsigned])?;
+    lab.orrery(["script", "sign", "--key"], [&lab.release_key(), &unsigned])?;
+    Ok(unsigned.with_extension("signed"))
 }
 
 /// Safe mode by script: an administrator logs in with the script's key, nobody else does.

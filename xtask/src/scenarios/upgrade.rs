@@ -146,7 +146,7 @@ fn upgrade(lab: &Lab, node: &Node, vm: &mut Vm, name: &str, cmdline: &str) -> Re
 }
 
 /// Publishes a script that is changed before it is signed.
-fn publish(lab: &Lab, kind: &str, serial: u64, release: &Path, edit: impl FnOnce(&mut Value)) -> Result<()> {
+pub(super) fn publish(lab: &Lab, kind: &str, serial: u64, release: &Path, edit: impl FnOnce(&mut Value)) -> Result<()> {
     let folder = tempfile::Builder::new().prefix(kind).tempdir_in(&lab.folder).context("making a folder")?.keep();
     let unsigned = folder.join("script.json");
     let serial = serial.to_string();
@@ -159,7 +159,7 @@ fn publish(lab: &Lab, kind: &str, serial: u64, release: &Path, edit: impl FnOnce
 
 /// The installation's release under another name, with more on the node OS's command line; published. The path of its
 /// signed manifest.
-fn release(lab: &Lab, name: &str, cmdline: &str) -> Result<PathBuf> {
+pub(super) fn release(lab: &Lab, name: &str, cmdline: &str) -> Result<PathBuf> {
     let folder = lab.folder.join(format!("release-{name}"));
     lab.orrery(["release", "assemble", "--images"], [lab.images.as_path(), Path::new("--out"), &folder])?;
     let path = folder.join("manifest.json");
