@@ -206,6 +206,28 @@ impl Lab {
         self.orrery(["script", "publish"], [&script]).map(drop)
     }
 
+    /// The first trust update after the root in `config`, signed by the key in force and the new ones; its path.
+    ///
+    /// # Errors
+    /// The commands'.
+    pub(crate) fn trust_update(&self, config: &Path, keys: &[&PathBuf], authorities: &[&PathBuf]) -> Result<PathBuf> {
+        let unsigned = self.folder.join("update.json");
+        let signed = self.folder.join("update.signed");
+        let mut arguments = vec!["trust".to_owned(), "new".into(), "--threshold".into(), "1".into()];
+        arguments.extend(keys.iter().flat_map(|key| ["--release-key".into(), format!("{}.pub", key.display())]));
+        arguments.extend(authorities.iter().flat_map(|ca| ["--ca".into(), ca.display().to_string()]));
+        arguments.push("--from".into());
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        self.orrery(arguments, [config, Path::new("--out"), &unsigned])?;
+        let signers: Vec<_> = keys.iter().map(|key| key.display().to_string()).collect();
+        let old = self.release_key().display().to_string();
+        let mut arguments = vec!["sign", "--yes", "--key", &old];
+        arguments.extend(signers.iter().filter(|key| **key != old).flat_map(|key| ["--key", key.as_str()]));
+        arguments.push("--out");
+        self.orrery(arguments, [&signed, &unsigned])?;
+        Ok(signed)
+    }
+
     /// Adds a slice with slivers on `nodes`, open to the installation's user.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod power;
 mod tamper;
+mod tamper_boot;
 
 use std::path::PathBuf;
 
@@ -38,7 +39,13 @@ enum What {
     ///
     /// Each run changes one thing at one place (a bit, a byte, cut short, inserted, doubled, swapped), gives it to the code
     /// that verifies it on a node, and then gives it the truth, which must be accepted. Needs no images and no machine.
-    Tamper,
+    /// With --boots, machines are then booted with one thing changed each: at central, or on their disk. They must refuse it,
+    /// and come back with the truth. What failed is kept in target/orrery/torture/.
+    Tamper {
+        /// How many boots of whole machines follow
+        #[arg(long, default_value_t = 0)]
+        boots: u32,
+    },
 }
 
 /// Runs it.
@@ -48,7 +55,13 @@ enum What {
 pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<()> {
     match &torture.what {
         What::Power(power) => power::run(workspace, &crate::prepared(workspace)?, torture, power),
-        What::Tamper => tamper::direct(torture.runs, torture.seed),
+        What::Tamper { boots } => {
+            tamper::direct(torture.runs, torture.seed)?;
+            if *boots > 0 {
+                tamper_boot::run(workspace, &crate::prepared(workspace)?, torture, *boots)?;
+            }
+            Ok(())
+        }
     }
 }
 

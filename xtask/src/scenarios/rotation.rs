@@ -1,15 +1,11 @@
 //! What changes in the life of a node that nobody can drive to: whom it trusts, who it is, and what it could not say in time.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{BOOTED, Bench, EARLY, INSTALLED, installed};
-use crate::lab::{Lab, NodeOptions, ScriptOptions};
+use crate::lab::{NodeOptions, ScriptOptions};
 
 /// A new release key takes over by a signed update, and the old one loses its power; a disk that knows refuses it even when
 /// central is made to forget the update.
@@ -18,7 +14,7 @@ pub(super) fn rotated_keys(bench: &Bench<'_>) -> Result<()> {
     let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
     let new_key = lab.folder.join("new.key");
     lab.orrery(["keys", "new", "--out"], [&new_key])?;
-    let update = trust_update(&lab, &node.config, &[&new_key], &[])?;
+    let update = lab.trust_update(&node.config, &[&new_key], &[])?;
     lab.orrery(["trust", "publish"], [&update])?;
 
     // What is installed was signed by the old key: it is replaced by the same release, signed anew.
@@ -54,7 +50,7 @@ pub(super) fn rotated_authority(bench: &Bench<'_>) -> Result<()> {
     let mut lab = bench.lab()?;
     let node = lab.add_node("n1", NodeOptions::default())?;
     let authority = lab.central.new_authority()?;
-    let update = trust_update(&lab, &node.config, &[&lab.release_key()], &[&authority])?;
+    let update = lab.trust_update(&node.config, &[&lab.release_key()], &[&authority])?;
     lab.orrery(["trust", "publish"], [&update])?;
     lab.orrery(["trust", "adopt", "--from"], [&node.config, &update])?;
     lab.central.stop()?;
@@ -145,23 +141,4 @@ pub(super) fn told_panic(bench: &Bench<'_>) -> Result<()> {
     let message = node.wait_failure(&lab, "crashed", EARLY)?;
     ensure!(message.contains("Kernel panic - not syncing"), "central was told {message:?}");
     Ok(())
-}
-
-/// The first trust update after the root in `config`, signed by the key in force and the new ones; its path.
-fn trust_update(lab: &Lab, config: &Path, keys: &[&PathBuf], authorities: &[&PathBuf]) -> Result<PathBuf> {
-    let unsigned = lab.folder.join("update.json");
-    let signed = lab.folder.join("update.signed");
-    let mut arguments = vec!["trust".to_owned(), "new".into(), "--threshold".into(), "1".into()];
-    arguments.extend(keys.iter().flat_map(|key| ["--release-key".into(), format!("{}.pub", key.display())]));
-    arguments.extend(authorities.iter().flat_map(|ca| ["--ca".into(), ca.display().to_string()]));
-    arguments.push("--from".into());
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    lab.orrery(arguments, [config, Path::new("--out"), &unsigned])?;
-    let signers: Vec<_> = keys.iter().map(|key| key.display().to_string()).collect();
-    let old = lab.release_key().display().to_string();
-    let mut arguments = vec!["sign", "--yes", "--key", &old];
-    arguments.extend(signers.iter().filter(|key| **key != old).flat_map(|key| ["--key", key.as_str()]));
-    arguments.push("--out");
-    lab.orrery(arguments, [&signed, &unsigned])?;
-    Ok(signed)
 }
