@@ -19,7 +19,7 @@ mod server;
 mod terminal;
 
 pub use account::{Accounts, Command, Forwarding, KeyList, Login, Pty, Session, SessionIo, SessionRequest, WindowSize};
-pub use host_key::{HostKey, HostKeyError};
+pub use host_key::HostKey;
 pub use local::LocalShell;
 pub use process::{Exit, Process};
 pub use russh::keys::PublicKey;

@@ -33,10 +33,12 @@ impl Bench {
     fn with(limits: Limits, wrap: impl FnOnce(Arc<LocalShell>) -> Arc<dyn Login>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        // OpenSSH's key format is also this crate's.
-        let key = HostKey::load_or_create(&path("id")).unwrap();
-        HostKey::load_or_create(&path("stranger")).unwrap();
-        let keys = vec![parse_key(&key.public_line()).unwrap()];
+        for name in ["id", "stranger"] {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(path(name));
+            assert!(keygen.stdin(Stdio::null()).status().unwrap().success());
+        }
+        let keys = vec![parse_key(fs::read_to_string(path("id.pub")).unwrap().trim()).unwrap()];
         let env = vec![("PLACE".to_owned(), "here".to_owned())];
         let login = LocalShell::with_sftp(folder.path(), env, "/usr/lib/openssh/sftp-server");
         let accounts = Arc::new(KeyList::new("tester", keys, wrap(login)));

@@ -65,7 +65,6 @@ pub(crate) fn run(workspace: &Workspace, options: &Fuzz) -> Result<()> {
 ///
 /// # Errors
 /// As [`run`], after all targets have run.
-#[allow(dead_code, reason = "called by the long tests")]
 pub(crate) fn run_all(workspace: &Workspace, seconds: u32) -> Result<()> {
     all(workspace, seconds, 0)
 }

@@ -68,7 +68,9 @@ enum Task {
     Demo(demo::Demo),
     /// Measure speed, side by side with a floor or a peer in the same run
     Bench(bench::Bench),
-    /// Run what continuous integration runs: format, lints, tidy, tests, VM scenarios
+    /// Run what continuous integration runs: format, lock files, lints, tidy, tests, VM scenarios
+    ///
+    /// With --all, also every slow VM scenario, the reproduction of the images, a few seconds of fuzzing, and tampering.
     Test(test::Test),
     /// Feed mutated bytes to every parser of untrusted bytes, for a bounded time
     Fuzz(fuzz::Fuzz),

@@ -65,6 +65,14 @@ pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<()> {
     }
 }
 
+/// Tampers with `runs` things, see [`What::Tamper`].
+///
+/// # Errors
+/// A change was accepted, or a truth refused.
+pub(crate) fn tamper(runs: u32, seed: u64) -> Result<()> {
+    tamper::direct(runs, seed)
+}
+
 /// SplitMix64 (Steele, Lea and Flood, 2014): small, and good enough to choose instants.
 struct Random(u64);
 
