@@ -44,6 +44,8 @@ use crate::{cpio::Node, tree::Tree, uki::Payload};
 ///   which is as long as the hardware watchdog waits. The default's 20 seconds are less than a busy hypervisor may take
 ///   a guest's processor away for. Tasks that hang on a disk do not panic: slow arrays and USB disks make them.
 /// * `printk.devkmsg=on`: PID 1 writes its lines to the kernel's log, and none of them may be dropped for being many.
+/// * `gpt`: where the first copy of a partition table is damaged, the kernel takes the second one, at the disk's end. Without
+///   the word it looks for that one only where a good first one says it is (`block/partitions/efi.c`).
 /// * `memmap=1M$0x8000000` and `ramoops.…`: one MiB at 128 MiB is kept out of use, as a ring that outlives a reset and
 ///   a chain-boot: six panics of 128 KiB, and 128 KiB each of the kernel's console and of PID 1's lines. The address is
 ///   fixed because the kernels of the medium and of the node OS lay memory out differently and must find the same
@@ -53,7 +55,7 @@ use crate::{cpio::Node, tree::Tree, uki::Payload};
 ///   loaders' configurations: SYSLINUX and the EFI stub know no variables, and iPXE expands `${…}` alone.
 macro_rules! common_cmdline {
     () => {
-        "console=tty0 console=ttyS0,115200 quiet panic=10 softlockup_panic=1 watchdog_thresh=30 printk.devkmsg=on \
+        "console=tty0 console=ttyS0,115200 quiet gpt panic=10 softlockup_panic=1 watchdog_thresh=30 printk.devkmsg=on \
          memmap=1M$0x8000000 ramoops.mem_address=0x8000000 ramoops.mem_size=0x100000 ramoops.record_size=0x20000 \
          ramoops.console_size=0x20000 ramoops.pmsg_size=0x20000 ramoops.ecc=1"
     };
