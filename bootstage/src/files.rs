@@ -1,14 +1,10 @@
 //! Files shared between stages: small, private, never half-written.
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use orrery_init_api::{BOOT_ID_PATH, FailureClass, NODE_CONFIG_PATH};
+use orrery_installer::replace_file;
 use orrery_protocol::NodeConfig;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -21,15 +17,7 @@ use crate::StageFailure;
 /// The file cannot be written.
 pub fn write_private(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
-    let partial = path.with_extension("partial");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().with_context(|| format!("writing {}", path.display()))
+    replace_file(path, bytes, 0o600).with_context(|| format!("writing {}", path.display()))
 }
 
 pub(crate) fn write_json(path: &str, value: &impl Serialize) -> Result<()> {

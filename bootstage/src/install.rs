@@ -1,13 +1,13 @@
 //! Obeying a script of kind `install`.
 
 use orrery_init_api::Stage;
-use orrery_installer::{Linux, Request, install};
+use orrery_installer::{Linux, install};
 use orrery_protocol::{NodeConfig, ScriptKind};
 
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    events, facts, identity, trust, verify,
+    events, identity, trust, verify,
 };
 
 /// Installs what the script names; returns a sentence about it.
@@ -21,20 +21,10 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
     // The memory of scripts outlives the file system that it stands on.
     let mut state = disks::remembered(config);
     state.forget_troubles();
-    state.accept(ScriptKind::Install, script.serial());
     state.last_seen = state.last_seen.max(script.judged_at());
     let trust = trust::current(config).trust;
     let waivers = script.waivers(config);
-    let request = Request {
-        release,
-        trust: &trust,
-        rule: &config.install.disk,
-        wipe: config.install.wipe,
-        serial: script.serial(),
-        state,
-        hardware: facts::hardware(),
-        waivers: &waivers,
-    };
+    let request = script.request(config, release, &trust, &waivers, state);
     let servers = Servers::new(config, script.mirrors())?;
     let committed = install(&mut Linux, &servers, &Teller::new(Stage::Install), request);
     // A disk that is only partitioned keeps the key already.

@@ -3,14 +3,14 @@
 use std::process::{Command, Stdio};
 
 use orrery_init_api::{FailureClass, Stage};
-use orrery_installer::{BOOT_LABEL, Request, failed_before, rewrite_slot};
+use orrery_installer::{BOOT_LABEL, failed_before, rewrite_slot};
 use orrery_protocol::{NodeConfig, ScriptKind};
 use thiserror::Error;
 
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    facts, trust, verify,
+    trust, verify,
 };
 
 #[derive(Debug, Error)]
@@ -44,20 +44,10 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
         let error = RepairError::Unhealthy { release: failed.release, reason: failed.reason };
         return Err(StageFailure::new(FailureClass::Unhealthy, error));
     }
-    let mut state = orrery_installer::read_state(boot.path()).unwrap_or_default();
-    state.accept(script.kind(), script.serial());
+    let state = orrery_installer::read_state(boot.path()).unwrap_or_default();
     let trust = trust::current(config).trust;
     let waivers = script.waivers(config);
-    let request = Request {
-        release,
-        trust: &trust,
-        rule: &config.install.disk,
-        wipe: config.install.wipe,
-        serial: script.serial(),
-        state,
-        hardware: facts::hardware(),
-        waivers: &waivers,
-    };
+    let request = script.request(config, release, &trust, &waivers, state);
     let (servers, teller) = (Servers::new(config, script.mirrors())?, Teller::new(Stage::Repair));
     let committed = rewrite_slot(&servers, &teller, boot.path(), data.path(), request)?;
     Ok(format!("release {} in slot {}", committed.release(), committed.slot().as_str()))

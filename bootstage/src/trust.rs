@@ -222,8 +222,12 @@ mod tests {
             let mut chain = [update(1), update(2)].concat();
             let at = at % chain.len();
             chain[at] ^= 1 << bit;
-            let end = if at < update(1).len() { 0 } else { 1 };
-            prop_assert_eq!(Chain::follow(&root(0), &chain).root, root(end));
+            // How many signatures follow is not signed itself: a wrong number may take bytes of the next update for some, and
+            // that one is lost then.
+            let reached = Chain::follow(&root(0), &chain).root;
+            let ends = if at < update(1).len() { 0..=1 } else { 1..=1 };
+            prop_assert!(ends.contains(&reached.serial));
+            prop_assert_eq!(&reached, &root(reached.serial as u8));
         }
     }
 }

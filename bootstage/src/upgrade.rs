@@ -4,14 +4,14 @@
 use std::time::UNIX_EPOCH;
 
 use orrery_init_api::{FailureClass, Stage};
-use orrery_installer::{Request, Wanted, read_state, try_slot, wanted};
+use orrery_installer::{Wanted, read_state, try_slot, wanted};
 use orrery_protocol::{NodeConfig, ScriptKind};
 use thiserror::Error;
 
 use crate::{
     StageFailure, disks,
     download::{Servers, Teller},
-    facts, trust, verify,
+    trust, verify,
 };
 
 #[derive(Debug, Error)]
@@ -47,19 +47,9 @@ pub fn run(config: &NodeConfig) -> Result<String, StageFailure> {
         Wanted::New => {}
     }
     let data = disks::mount_data(config)?;
-    let mut state = read_state(boot.path()).unwrap_or_default();
-    state.accept(ScriptKind::Upgrade, script.serial());
+    let state = read_state(boot.path()).unwrap_or_default();
     let waivers = script.waivers(config);
-    let request = Request {
-        release,
-        trust: &trust,
-        rule: &config.install.disk,
-        wipe: config.install.wipe,
-        serial: script.serial(),
-        state,
-        hardware: facts::hardware(),
-        waivers: &waivers,
-    };
+    let request = script.request(config, release, &trust, &waivers, state);
     let (servers, teller) = (Servers::new(config, script.mirrors())?, Teller::new(Stage::Upgrade));
     let now = UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
     let committed = try_slot(&servers, &teller, boot.path(), data.path(), request, now)?;

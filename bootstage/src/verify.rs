@@ -3,15 +3,16 @@
 use std::{fs, time::UNIX_EPOCH};
 
 use orrery_init_api::{FailureClass, PLAN_PATH, SCRIPT_PATH, Stage};
+use orrery_installer::{InstalledState, Request};
 use orrery_protocol::{
-    ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused, Waiver,
+    ArtifactRef, BootScript, EnvelopeError, NodeConfig, ScriptContext, ScriptKind, ScriptRefused, TrustRoot, Waiver,
 };
 use thiserror::Error;
 
 use crate::{
     StageFailure,
     clock::{self, Judgement},
-    disks, events,
+    disks, events, facts,
     files::{read_json, write_json},
     trust,
 };
@@ -43,6 +44,29 @@ impl VerifiedScript {
     /// What need not be fulfilled, by the script or by the configuration.
     pub(crate) fn waivers(&self, config: &NodeConfig) -> Vec<Waiver> {
         [self.script.waivers.as_slice(), &config.waivers].concat()
+    }
+
+    /// What the installer is asked for by it: `release`, on this machine, on a disk that remembers `state` and that this script was
+    /// obeyed.
+    pub(crate) fn request<'a>(
+        &self,
+        config: &'a NodeConfig,
+        release: ArtifactRef,
+        trust: &'a TrustRoot,
+        waivers: &'a [Waiver],
+        mut state: InstalledState,
+    ) -> Request<'a> {
+        state.accept(self.kind(), self.serial());
+        Request {
+            release,
+            trust,
+            rule: &config.install.disk,
+            wipe: config.install.wipe,
+            serial: self.serial(),
+            state,
+            hardware: facts::hardware(),
+            waivers,
+        }
     }
 
     /// The time that it was judged at, in Unix seconds: one that has passed, and before the script is void.

@@ -1,14 +1,15 @@
 //! What a boot partition remembers: which slot is active, and how new the scripts were that it has obeyed.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use orrery_protocol::{FailedTrial, ScriptKind};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::replace::replace_file;
 
 /// One of the two places for a kernel and a node OS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,15 +180,7 @@ pub fn write_state(boot: &Path, state: &InstalledState) -> Result<(), StateError
 
 /// Replaces a file: after a power cut it has either its old content or its new one.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
-    let new = path.with_extension("new");
-    let write = || {
-        let mut file = File::create(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().map_err(|source| StateError::Io { action: "writing", path: path.into(), source })
+    replace_file(path, content, 0o600).map_err(|source| StateError::Io { action: "writing", path: path.into(), source })
 }
 
 #[cfg(test)]

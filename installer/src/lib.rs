@@ -18,6 +18,7 @@ mod linux;
 mod pieces;
 mod plan;
 mod probe;
+mod replace;
 mod run;
 mod source;
 mod table;
@@ -38,6 +39,7 @@ pub use layout::{BOOT_LABEL, DATA_LABEL, image_path, slot_file};
 pub use linux::{Linux, MountError, Mounted, find_partitions, mount_partition, parent_disk};
 pub use plan::Plan;
 pub use probe::{Content, probe};
+pub use replace::replace_file;
 pub use run::{Committed, Machine, Request, Volume, install, rewrite_slot, try_slot};
 pub use source::{Observer, Source, TransferError};
 pub use trial::{

@@ -8,10 +8,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use orrery_installer::replace_file;
 use orrery_protocol::{SliceName, SliverState};
 use serde::{Deserialize, Serialize};
-
-use crate::files::write_atomic;
 
 /// All accounts, by login name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -40,7 +39,7 @@ impl AccountTable {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        write_atomic(path, &serde_json::to_vec(self)?, 0o600)
+        replace_file(path, &serde_json::to_vec(self)?, 0o600)
     }
 }
 

@@ -16,11 +16,13 @@ use std::{
 
 use orrery_bootstage::{disk_lock, handover::Handover};
 use orrery_init_api::{ENTERED_CMDLINE_PATH, FailureClass, PATIENCE_PARAMETER, patience_s};
-use orrery_installer::{Slot, StateError, UnknownSlot, promote, read_state, read_trial, write_state, write_trial};
+use orrery_installer::{
+    Slot, StateError, UnknownSlot, promote, read_state, read_trial, replace_file, write_state, write_trial,
+};
 use rustix::mount::{MountFlags, mount_remount};
 use serde::{Deserialize, Serialize};
 
-use crate::{files::write_atomic, paths};
+use crate::paths;
 
 /// How often to look, while something is missing.
 const POLL: Duration = Duration::from_secs(1);
@@ -44,7 +46,7 @@ impl Reported {
     /// # Errors
     /// The file cannot be written.
     pub fn keep(&self, path: &Path) -> io::Result<()> {
-        write_atomic(path, &serde_json::to_vec(self)?, 0o600)
+        replace_file(path, &serde_json::to_vec(self)?, 0o600)
     }
 
     fn read(path: &Path) -> Option<Self> {
@@ -112,7 +114,7 @@ fn missing(signs: &Signs) -> Vec<String> {
 fn look(offline: bool) -> Signs {
     let said = |error: &dyn std::fmt::Display| error.to_string();
     Signs {
-        storage: write_atomic(&Path::new(paths::STATE).join("health"), b"", 0o600).map_err(|e| said(&e)),
+        storage: replace_file(&Path::new(paths::STATE).join("health"), b"", 0o600).map_err(|e| said(&e)),
         network: orrery_bootstage::network::state().map(drop).map_err(|e| e.chain()),
         ssh_gate: greeted().map_err(|e| said(&e)),
         reported: Reported::read(Path::new(paths::REPORTED)),

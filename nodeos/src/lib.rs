@@ -5,7 +5,6 @@
 
 pub mod accounts;
 pub mod central;
-pub mod files;
 pub mod gate;
 pub mod health;
 pub mod host;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use orrery_installer::replace_file;
 use orrery_protocol::{NodeStatus, RunLevel, SliverState, SliverStatus, WantedState};
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -20,7 +21,6 @@ use rustix::{
 
 use crate::{
     central::Central,
-    files::write_atomic,
     health::Reported,
     paths,
     reconcile::{Host, Progress, Reconciler, accounts},
@@ -276,7 +276,7 @@ fn load(path: &Path) -> Result<Option<WantedState>> {
 
 fn save(path: &Path, wanted: &WantedState) -> Result<()> {
     let json = serde_json::to_vec(wanted).context("writing the wanted state as JSON")?;
-    write_atomic(path, &json, 0o600).with_context(|| format!("writing {}", path.display()))
+    replace_file(path, &json, 0o600).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Time until central is asked again.

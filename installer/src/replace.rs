@@ -8,13 +8,14 @@ use std::{
 };
 
 /// Replaces the file at `path` by `bytes` with permissions `mode`, so that a reader, or a reboot after a power cut, finds the
-/// old content or the new. Only one process may write a given path.
+/// old content or the new. Only one process may write a given path: what a power cut leaves of the new content stands beside
+/// it under one name, and goes with the next replacement.
 ///
 /// # Errors
 /// When writing fails; the old file stays.
-pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}", std::process::id()));
+    temporary.push(".new");
     let temporary = Path::new(&temporary);
     match fs::remove_file(temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -47,11 +48,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         for content in [b"one".as_slice(), b"two"] {
-            write_atomic(&path, content, 0o600).unwrap();
+            replace_file(&path, content, 0o600).unwrap();
             assert_eq!(fs::read(&path).unwrap(), content);
         }
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        assert!(write_atomic(&folder.path().join("missing/file"), b"", 0o600).is_err());
+        assert!(replace_file(&folder.path().join("missing/file"), b"", 0o600).is_err());
     }
 }
