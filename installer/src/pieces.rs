@@ -9,25 +9,21 @@ use std::{
     io::{self, Read},
     os::unix::fs::FileExt,
     path::Path,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::mpsc::{Receiver, sync_channel},
     thread,
 };
 
-use orrery_protocol::{ArtifactRef, Chunk, ChunkIndex, Digest, Mismatch};
+use orrery_protocol::{ArtifactRef, Chunk, ChunkIndex, Digest, Mismatch, Sha256};
 
 use crate::{
     error::InstallError,
-    fetch::{PACE, fetch_bytes, holds, reserve, sort, sync_dir},
+    fetch::{PACE, fetch_bytes, holds, reserve, sync_dir},
     here::{Here, index_path, read_piece},
     source::{Observer, Patience, Source, TRIES, TransferError},
-    verify::{VerifyError, copy_verified},
 };
 
-/// The most that one request asks for, in bytes: many pieces, since each request is a round trip, but not so much that giving
-/// up a connection in the middle wastes a slow line.
-const RUN: u64 = 4 << 20;
-/// Pieces on their way to the disk.
-const DEPTH: usize = 4;
+/// Pieces that have come and are not proven yet.
+const DEPTH: usize = 16;
 
 /// An artifact to download, and where to.
 pub(crate) struct Wanted<'a> {
@@ -73,16 +69,21 @@ pub(crate) fn fetch_pieces(
     }
     let lacks = |chunk: &&Chunk| !earlier || read_piece(&file, chunk).is_none();
     let missing: Vec<Chunk> = index.chunks().iter().filter(lacks).copied().collect();
-    let missing = thread_writer(&file, |disk| copy_pieces(here, missing, disk))
-        .map_err(|e| InstallError::io("writing", &part, e))?;
+    let writing = |e| InstallError::io("writing", &part, e);
+    let mut place = Place { file: &file, dirty: 0, whole: Sha256::new(), hashed: 0 };
+    let missing = copy_pieces(here, missing, &mut place).map_err(writing)?;
     let bytes = missing.iter().map(|chunk| u64::from(chunk.length)).sum();
-    let mut transfer = Transfer { source, observer, wanted, bytes, fetched: 0 };
-    let run = thread_writer(&file, |disk| transfer.run(&missing, disk));
-    let run = run.map_err(|e| InstallError::io("writing", &part, e))?;
+    let run = Transfer { source, observer, wanted, bytes, fetched: 0 }.run(&missing, &mut place);
     // What has arrived is to be there for the next attempt, whatever happened to the rest.
-    file.sync_all().map_err(|e| InstallError::io("writing", &part, e))?;
+    file.sync_all().map_err(writing)?;
     run?;
-    prove(&part, &artifact, name)?;
+    let got = place.digest(artifact.size).map_err(|e| InstallError::io("reading", &part, e))?;
+    if got != artifact.sha256 {
+        // All its pieces are what the index names: another attempt would end here again.
+        let _ = fs::remove_file(&part);
+        let mismatch = Mismatch::Content { got, expected: artifact.sha256 };
+        return Err(InstallError::Mismatch { name: name.into(), mismatch });
+    }
     fs::rename(&part, path).map_err(|e| InstallError::io("renaming", &part, e))?;
     sync_dir(dir)?;
     let moved = index_bytes + bytes;
@@ -127,52 +128,54 @@ fn size(file: &File, bytes: u64) -> io::Result<()> {
     file.set_len(bytes)
 }
 
-/// The digest of the whole, which the manifest names: that of all pieces in order, if the index is right.
-fn prove(part: &Path, artifact: &ArtifactRef, name: &str) -> Result<(), InstallError> {
-    let file = File::open(part).map_err(|e| InstallError::io("reading", part, e))?;
-    let proven = copy_verified(file, *artifact, |_| Ok(()), |_| {});
-    if matches!(proven, Err(VerifyError::Mismatch(_))) {
-        // All its pieces are what the index names: another attempt would end here again.
-        let _ = fs::remove_file(part);
-    }
-    proven.map_err(|error| match error {
-        VerifyError::Read(e) => InstallError::io("reading", part, e),
-        other => sort(other, name, part),
-    })
+/// Where proven pieces are put.
+struct Place<'a> {
+    file: &'a File,
+    /// Bytes that may not have reached the disk.
+    dirty: u64,
+    /// The digest of the file's first `hashed` bytes, which pieces that come in order need not be read again for.
+    whole: Sha256,
+    hashed: u64,
 }
 
-/// A piece on its way to its place in the file.
-type Piece = (u64, Vec<u8>);
-
-/// Runs `produce`, whose pieces a thread of its own writes meanwhile. The error is the file's, whatever `produce` returned.
-fn thread_writer<T>(file: &File, produce: impl FnOnce(&SyncSender<Piece>) -> T) -> io::Result<T> {
-    let (sender, receiver) = sync_channel(DEPTH);
-    thread::scope(|scope| {
-        let writer = scope.spawn(move || write(file, &receiver));
-        let produced = produce(&sender);
-        drop(sender);
-        writer.join().unwrap_or_else(|_| Err(io::Error::other("the writer panicked")))?;
-        Ok(produced)
-    })
-}
-
-fn write(file: &File, pieces: &Receiver<Piece>) -> io::Result<()> {
-    let mut dirty = 0;
-    for (offset, bytes) in pieces {
-        file.write_all_at(&bytes, offset)?;
-        dirty += bytes.len() as u64;
-        if dirty >= PACE {
-            dirty = 0;
-            file.sync_data()?;
+impl Place<'_> {
+    fn put(&mut self, chunk: &Chunk, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, chunk.offset)?;
+        if chunk.offset == self.hashed {
+            self.whole.update(bytes);
+            self.hashed += bytes.len() as u64;
         }
+        self.dirty += bytes.len() as u64;
+        if self.dirty >= PACE {
+            self.dirty = 0;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// The digest of the whole, which the manifest names: that of all pieces in order, if the index is right.
+    fn digest(mut self, size: u64) -> io::Result<Digest> {
+        let mut bytes = vec![0; 1 << 20];
+        while self.hashed < size {
+            let room = bytes.len().min(usize::try_from(size - self.hashed).unwrap_or(usize::MAX));
+            self.file.read_exact_at(&mut bytes[..room], self.hashed)?;
+            self.whole.update(&bytes[..room]);
+            self.hashed += room as u64;
+        }
+        Ok(self.whole.finish())
+    }
 }
 
 /// Copies the pieces that are here; returns those that are not.
-fn copy_pieces(here: &Here, missing: Vec<Chunk>, disk: &SyncSender<Piece>) -> Vec<Chunk> {
-    let copied = |chunk: &Chunk| here.read(chunk).is_some_and(|bytes| disk.send((chunk.offset, bytes)).is_ok());
-    missing.into_iter().filter(|chunk| !copied(chunk)).collect()
+fn copy_pieces(here: &Here, missing: Vec<Chunk>, place: &mut Place<'_>) -> io::Result<Vec<Chunk>> {
+    let mut left = Vec::new();
+    for chunk in missing {
+        match here.read(&chunk) {
+            Some(bytes) => place.put(&chunk, &bytes)?,
+            None => left.push(chunk),
+        }
+    }
+    Ok(left)
 }
 
 /// Pieces coming over the network.
@@ -191,19 +194,18 @@ enum Stopped {
     Transfer(TransferError),
     /// The piece is another, with this digest.
     Lie(Digest),
-    /// The file takes no more; its own error tells why.
-    Unwritable,
+    /// The file takes no more.
+    Unwritable(io::Error),
 }
 
 impl Transfer<'_> {
     /// Fetches all of `missing`, in requests of neighbours.
-    fn run(&mut self, missing: &[Chunk], disk: &SyncSender<Piece>) -> Result<(), InstallError> {
+    fn run(&mut self, missing: &[Chunk], place: &mut Place<'_>) -> Result<(), InstallError> {
         let mut patience = Patience::new(self.source, self.observer, self.wanted.name);
         let mut lies = (0, 0);
         let mut rest = missing;
         while !rest.is_empty() {
-            let mut good = 0;
-            let stopped = self.run_once(neighbours(rest), disk, &mut good);
+            let (good, stopped) = self.run_once(neighbours(rest), place);
             rest = &rest[good..];
             match stopped {
                 Ok(()) => {}
@@ -214,25 +216,44 @@ impl Transfer<'_> {
                         .map_err(|source| InstallError::Transfer { name: self.wanted.name.into(), source })?;
                 }
                 Err(Stopped::Lie(got)) => self.mistrust(&rest[0], got, &mut lies)?,
-                Err(Stopped::Unwritable) => return Ok(()),
+                Err(Stopped::Unwritable(e)) => {
+                    return Err(InstallError::io("writing", self.wanted.path.with_extension("part"), e));
+                }
             }
         }
         Ok(())
     }
 
-    /// One request; `good` counts the pieces of `run` that have come.
-    fn run_once(&mut self, run: &[Chunk], disk: &SyncSender<Piece>, good: &mut usize) -> Result<(), Stopped> {
+    /// One request; how many of its pieces are in their place, and what ended it before all were.
+    ///
+    /// A thread of its own proves and writes what has come: receiving and decrypting keep one processor about as busy as
+    /// hashing and writing keep another.
+    fn run_once(&mut self, run: &[Chunk], place: &mut Place<'_>) -> (usize, Result<(), Stopped>) {
+        let (sender, receiver) = sync_channel(DEPTH);
+        let before = self.fetched;
+        let (good, stopped) = thread::scope(|scope| {
+            let prover = scope.spawn(move || prove(run, &receiver, place));
+            let received = self.receive(run, |bytes| sender.send(bytes).is_ok());
+            drop(sender);
+            let panicked = |_| (0, Err(Stopped::Unwritable(io::Error::other("the writer panicked"))));
+            let (good, proven) = prover.join().unwrap_or_else(panicked);
+            (good, proven.and(received.map_err(Stopped::Transfer)))
+        });
+        // What came behind a wrong piece does not count.
+        self.fetched = before + run[..good].iter().map(|chunk| u64::from(chunk.length)).sum::<u64>();
+        (good, stopped)
+    }
+
+    /// Hands over the bytes of one piece of `run` after the other, until they are not wanted any more.
+    fn receive(&mut self, run: &[Chunk], mut wanted: impl FnMut(Vec<u8>) -> bool) -> Result<(), TransferError> {
         let [first, last] = [&run[0], &run[run.len() - 1]];
         let range = first.offset..last.offset + u64::from(last.length);
-        let mut stream = self.source.open(&self.wanted.artifact, range).map_err(Stopped::Transfer)?;
+        let mut stream = self.source.open(&self.wanted.artifact, range)?;
         for chunk in run {
-            let bytes = self.read(&mut *stream, chunk).map_err(Stopped::Transfer)?;
-            let got = Digest::of(&bytes);
-            if got != chunk.sha256 {
-                return Err(Stopped::Lie(got));
+            let bytes = self.read(&mut *stream, chunk)?;
+            if !wanted(bytes) {
+                return Ok(());
             }
-            disk.send((chunk.offset, bytes)).map_err(|_| Stopped::Unwritable)?;
-            *good += 1;
             self.fetched += u64::from(chunk.length);
             self.observer.progress(self.wanted.name, self.fetched, self.bytes);
         }
@@ -275,13 +296,26 @@ impl Transfer<'_> {
     }
 }
 
-/// The first pieces that stand one behind the other, up to [`RUN`].
+/// Puts the pieces of `run` in their place; how many were right, and what was wrong with the next.
+fn prove(run: &[Chunk], received: &Receiver<Vec<u8>>, place: &mut Place<'_>) -> (usize, Result<(), Stopped>) {
+    for (good, chunk) in run.iter().enumerate() {
+        let Ok(bytes) = received.recv() else { return (good, Ok(())) };
+        let got = Digest::of(&bytes);
+        if got != chunk.sha256 {
+            return (good, Err(Stopped::Lie(got)));
+        }
+        if let Err(e) = place.put(chunk, &bytes) {
+            return (good, Err(Stopped::Unwritable(e)));
+        }
+    }
+    (run.len(), Ok(()))
+}
+
+/// The first pieces that stand one behind the other: one request, since each is a round trip.
 fn neighbours(pieces: &[Chunk]) -> &[Chunk] {
-    let mut bytes = 0;
     let mut end = None;
     let more = pieces.iter().take_while(|chunk| {
-        bytes += u64::from(chunk.length);
-        let fits = end.is_none_or(|end| end == chunk.offset && bytes <= RUN);
+        let fits = end.is_none_or(|end| end == chunk.offset);
         end = Some(chunk.offset + u64::from(chunk.length));
         fits
     });

@@ -327,9 +327,13 @@ fn artifact_stream(
 }
 
 /// ring, without anything older than TLS 1.3: a version that has no cipher suite is not offered.
+///
+/// ChaCha20-Poly1305 (RFC 8439) comes first: a processor with AES instructions runs AES-GCM faster still, but any processor runs
+/// this one faster than a node's network, with or without them.
 fn tls13_provider() -> rustls::crypto::CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites.retain(|suite| suite.tls13().is_some());
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
     provider
 }
 
