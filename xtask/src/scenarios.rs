@@ -143,6 +143,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::fast("rotated-keys", rotation::rotated_keys),
     Scenario::full("rotated-authority", rotation::rotated_authority),
     Scenario::full("enrolment", rotation::enrolment),
+    Scenario::full("renewed-key", rotation::renewed_key),
+    Scenario::full("disabled-node", rotation::disabled),
     Scenario::full("kept-reports", rotation::kept_reports),
     Scenario::full("told-panic", rotation::told_panic),
     Scenario::fast("safe-networks", safe::networks),

@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{BOOTED, Bench, EARLY, INSTALLED, installed};
+use super::{BOOTED, Bench, EARLY, INSTALLED, SLIVER, installed};
 use crate::lab::{NodeOptions, ScriptOptions};
 
 /// A new release key takes over by a signed update, and the old one loses its power; a disk that knows refuses it even when
@@ -97,6 +97,58 @@ pub(super) fn enrolment(bench: &Bench<'_>) -> Result<()> {
     let stranger = lab.add_node("stranger", options)?;
     let mut vm = stranger.spec.start()?;
     vm.expect(["stage contact FAILED", "enrolment", "token"], EARLY).map(drop)?;
+    Ok(())
+}
+
+/// A node gets another key: the old medium works on for a while and says what to do, until the new one is used; then it is told why
+/// it is nobody.
+pub(super) fn renewed_key(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions::default())?;
+    let new = node.config.with_file_name("new.toml");
+    lab.orrery(
+        ["node", "renew", "n1", "--grace", "2d", "--end-grace", "--from"],
+        [&node.config, Path::new("--out"), &new],
+    )?;
+    let stamp = |config: &Path| lab.orrery(["media", "stamp"], [&node.medium, Path::new("--config"), config]);
+
+    let mut vm = node.spec.start()?;
+    vm.expect(["this medium's key was replaced", "flash the medium made then"], EARLY)?;
+    node.expect_ready(&mut vm, INSTALLED)?;
+
+    vm.power_cut();
+    stamp(&new)?;
+    vm.start_again()?;
+    node.expect_ready(&mut vm, BOOTED)?;
+    node.wait_for(EARLY, "run level `running` at central", || Ok(lab.node_detail("n1")?["run_level"] == "running"))?;
+
+    vm.power_cut();
+    stamp(&node.config)?;
+    vm.start_again()?;
+    vm.expect(["the key of node n1 was replaced", "flash the medium made then"], EARLY).map(drop)?;
+    Ok(())
+}
+
+/// A node out of service waits in safe mode, whatever its disk holds, and is as it was when it is back.
+pub(super) fn disabled(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
+    lab.add_slice("demo/hello", &["n1"], &[])?;
+    let written = node.run_when_ready(&lab, "demo_hello", "echo kept > /root/word && sync", SLIVER)?;
+    ensure!(written.success(), "writing into the sliver: {written}");
+    lab.orrery(["node", "set-state", "disabled", "n1"], [] as [&str; 0])?;
+    for _ in 0..2 {
+        vm.power_cut();
+        vm.start_again()?;
+        vm.expect("stage safe ok", EARLY)?;
+        ensure!(lab.node_detail("n1")?["boot_state"] == "disabled", "the node's report changed the operator's word");
+    }
+    lab.orrery(["node", "set-state", "boot", "n1"], [] as [&str; 0])?;
+    vm.power_cut();
+    vm.start_again()?;
+    node.expect_ready(&mut vm, BOOTED)?;
+    let read = node.run_when_ready(&lab, "demo_hello", "cat /root/word", SLIVER)?;
+    ensure!(read.stdout.trim() == "kept", "the sliver's data is gone: {read}");
     Ok(())
 }
 
