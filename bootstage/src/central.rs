@@ -31,7 +31,7 @@ fn resolver(config: &NodeConfig) -> Resolver {
 }
 
 /// The configuration's name servers, then those the network offered.
-pub(crate) fn name_servers(config: &NodeConfig) -> Vec<IpAddr> {
+pub fn name_servers(config: &NodeConfig) -> Vec<IpAddr> {
     let mut servers = config.network.dns.clone();
     if let Ok(state) = read_json::<NetworkState>(NETWORK_PATH) {
         servers.extend(state.dns);

@@ -35,7 +35,7 @@ mod unsent;
 pub mod upgrade;
 pub mod verify;
 
-pub use central::client;
+pub use central::{client, name_servers};
 pub use failure::StageFailure;
 pub use files::{boot_id, node_config, write_private};
 pub use identity::host_key_seed;

@@ -1,6 +1,6 @@
 //! Safe mode's sshd: a root shell for the administrators' keys, from the administrators' networks, and for nobody else.
 
-use std::{net::TcpListener, sync::Arc, thread, time::Duration};
+use std::{io, net::TcpListener, sync::Arc, thread, time::Duration};
 
 use orrery_init_api::{FailureClass, REASON_ENV, Stage};
 use orrery_protocol::{BootScript, Cidr, NodeConfig};
@@ -10,7 +10,9 @@ use orrery_sshd::{
 use thiserror::Error;
 
 use crate::{
-    StageFailure, events,
+    StageFailure,
+    central::name_servers,
+    events,
     firewall::{self, FirewallError},
     host_key_seed, verify,
 };
@@ -53,7 +55,11 @@ pub fn run(config: &NodeConfig, ready: impl FnOnce(&str)) -> Result<(), StageFai
     let listener = TcpListener::bind(("0.0.0.0", PORT))
         .map_err(|e| StageFailure::new(FailureClass::NetworkSetup, SafeError::Listen(e)))?;
     let reason = std::env::var(REASON_ENV).unwrap_or_default();
-    let shell = LocalShell::with_sftp("/root", vec![(REASON_ENV.to_owned(), reason)], SFTP_SERVER);
+    let named = config.clone();
+    let shell = LocalShell::new("/root", vec![(REASON_ENV.to_owned(), reason)])
+        .sftp(SFTP_SERVER)
+        .resolver(move |host| orrery_transport::lookup(host, &name_servers(&named)).map_err(io::Error::other));
+    let shell = Arc::new(shell);
     let accounts = Arc::new(Administrators { config: config.clone(), login: shell });
     events::tell(Stage::Safe, None, format!("sshd is open for root; host key {}", host_key.public_line()));
     ready(&format!("sshd on port {PORT} for {} keys, {}", keys.len(), reach(&networks)));

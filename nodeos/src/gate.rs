@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use orrery_protocol::{SliceName, SliverState};
 use orrery_sshd::{
-    Accounts, Command, HostKey, Limits, Login, PublicKey, Session, SessionRequest, parse_key, serve_blocking,
+    Accounts, Command, HostKey, Limits, Login, Network, PublicKey, Session, SessionRequest, parse_key, serve_blocking,
 };
 
 use crate::{
@@ -49,6 +49,9 @@ pub trait Entrance: Send + Sync + 'static {
         env: Vec<(String, String)>,
         request: &SessionRequest,
     ) -> io::Result<Session>;
+
+    /// The network of a sliver.
+    fn network(&self, slice: &SliceName) -> Arc<dyn Network>;
 }
 
 /// Serves for ever, as the host of `host_key`. `ready` is called once connections are accepted.
@@ -94,6 +97,13 @@ struct SliverLogin {
 }
 
 impl Login for SliverLogin {
+    fn network(&self) -> Option<Arc<dyn Network>> {
+        // As with sessions: what is there at this moment.
+        let table = self.accounts.current();
+        let account = table.accounts.get(&self.login)?;
+        (account.state == SliverState::Ready).then(|| self.entrance.network(&account.slice))
+    }
+
     fn spawn(&self, request: &SessionRequest) -> io::Result<Session> {
         // Looked up anew: a connection may outlive its sliver.
         let table = self.accounts.current();
@@ -138,7 +148,9 @@ fn environment(slice: &SliceName, request: &SessionRequest) -> Vec<(String, Stri
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, net::IpAddr, os::fd::OwnedFd};
+
+    use orrery_sshd::{AgentListener, Family};
 
     use super::*;
     use crate::accounts::AccountTable;
@@ -156,6 +168,27 @@ mod tests {
         ) -> io::Result<Session> {
             let env: Vec<_> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
             Err(io::Error::other(format!("{slice}: {program:?} {}", env.join(","))))
+        }
+
+        fn network(&self, _: &SliceName) -> Arc<dyn Network> {
+            Arc::new(Nowhere)
+        }
+    }
+
+    /// A network without anything.
+    struct Nowhere;
+
+    impl Network for Nowhere {
+        fn resolve(&self, _: &str) -> io::Result<Vec<IpAddr>> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn socket(&self, _: Family) -> io::Result<OwnedFd> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn agent(&self) -> io::Result<AgentListener> {
+            Err(io::ErrorKind::NotFound.into())
         }
     }
 
@@ -193,9 +226,11 @@ mod tests {
             assert_eq!(error, expect);
         };
         check("sliver demo/hello is being created; try again in a moment");
+        assert!(login.network().is_none(), "forwarding for a sliver that is not there yet");
         set(SliverState::Failed, Some("disk full"));
         check("sliver demo/hello could not be created: disk full");
         set(SliverState::Ready, None);
+        assert!(login.network().is_some());
         check(
             "demo/hello: File(\"/usr/lib/openssh/sftp-server\") \
              ORRERY_SLICE=demo/hello,SSH_CLIENT=10.0.2.2 99 22,LANG=C",

@@ -4,19 +4,21 @@ use std::{
     ffi::OsString,
     fs::File,
     io,
-    path::Path,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use orrery_bootstage::events;
+use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{ArtifactRef, Outcome, SliceName, SliverSpec};
-use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
-use orrery_sshd::{Process, Session, SessionIo, SessionRequest};
+use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
+use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
 
 use crate::{
     central::Central,
@@ -137,16 +139,18 @@ impl Host for Arc<LinuxHost> {
 /// The way into slivers.
 #[derive(Debug)]
 pub struct Door {
-    slivers: Slivers,
+    slivers: Arc<Slivers>,
+    config: NodeConfig,
 }
 
 impl Door {
-    /// Finds the slivers there are.
+    /// Finds the slivers there are. Hosts that their users name are looked up as `config` says.
     ///
     /// # Errors
     /// When the data partition cannot be read.
-    pub fn open() -> Result<Self> {
-        Ok(Self { slivers: Slivers::open(SliverPaths::default()).context("opening the slivers")? })
+    pub fn open(config: NodeConfig) -> Result<Self> {
+        let slivers = Slivers::open(SliverPaths::default()).context("opening the slivers")?;
+        Ok(Self { slivers: Arc::new(slivers), config })
     }
 }
 
@@ -189,6 +193,41 @@ impl Entrance for Door {
             }
         };
         Ok(Session { io, process: Process::adopt(child)? })
+    }
+
+    fn network(&self, slice: &SliceName) -> Arc<dyn Network> {
+        let (slivers, config) = (self.slivers.clone(), self.config.clone());
+        Arc::new(SliverNetwork { slivers, login: slice.login(), config })
+    }
+}
+
+/// The network as one sliver's: its sockets are made inside.
+struct SliverNetwork {
+    slivers: Arc<Slivers>,
+    login: String,
+    config: NodeConfig,
+}
+
+impl Network for SliverNetwork {
+    fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        orrery_transport::lookup(host, &name_servers(&self.config)).map_err(chained)
+    }
+
+    fn socket(&self, family: Family) -> io::Result<OwnedFd> {
+        let wish = match family {
+            Family::V4 => Wish::Tcp4,
+            Family::V6 => Wish::Tcp6,
+        };
+        Ok(self.slivers.socket(&self.login, wish).map_err(chained)?.socket)
+    }
+
+    fn agent(&self) -> io::Result<AgentListener> {
+        let mut number = [0; 8];
+        rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
+        let path = PathBuf::from(format!("/tmp/ssh-{:016x}/agent", u64::from_ne_bytes(number)));
+        let Made { socket, helper } =
+            self.slivers.socket(&self.login, Wish::Listener(path.clone())).map_err(chained)?;
+        Ok(AgentListener { listener: socket.into(), path, keep: Box::new(helper) })
     }
 }
 

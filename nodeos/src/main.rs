@@ -108,8 +108,9 @@ fn node_manager() -> Result<(), StageFailure> {
 }
 
 fn ssh_gate() -> Result<(), StageFailure> {
-    let host_key = HostKey::from_seed(&host_key_seed(&node_config()?));
-    let entrance = Arc::new(host::Door::open().map_err(internal)?);
+    let config = node_config()?;
+    let host_key = HostKey::from_seed(&host_key_seed(&config));
+    let entrance = Arc::new(host::Door::open(config).map_err(internal)?);
     let failure = match gate::run(host_key, entrance, || ready("port 22")) {
         Ok(never) => match never {},
         Err(e) => e,

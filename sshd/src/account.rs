@@ -1,6 +1,13 @@
 //! What the embedding program provides: who may log in, and what a login starts.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    any::Any,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use russh::keys::PublicKey;
 
@@ -21,20 +28,52 @@ pub trait Login: Send + Sync + 'static {
     /// The client is shown the error and gets exit status 255.
     fn spawn(&self, request: &SessionRequest) -> io::Result<Session>;
 
-    /// Whether the server may connect and listen for the client. Not unless the login says so: what a login is shut
-    /// into, the server's own network is outside of.
-    fn forwarding(&self) -> Forwarding {
-        Forwarding::None
+    /// Where connections for the client are made, and listened for. Nothing is forwarded unless the login has this: what a
+    /// login is shut into, the server's own network is outside of.
+    fn network(&self) -> Option<Arc<dyn Network>> {
+        None
     }
 }
 
-/// What a login may have forwarded (`ssh -L`, `-D`, `-R`).
+/// A family of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Forwarding {
-    /// Nothing.
-    None,
-    /// Connections from this very process to anywhere, and to it on loopback.
-    Here,
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Makes the sockets of what a login has forwarded (`ssh -L`, `-D`, `-R`, `-A`), so that they are the login's and not the
+/// server's. Everything here is called on a thread that may wait.
+pub trait Network: Send + Sync + 'static {
+    /// The addresses of a host by its name; never asked about a literal address or `localhost`.
+    ///
+    /// # Errors
+    /// There is no such host, or nobody who would know.
+    fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>>;
+
+    /// A TCP socket that is neither bound nor connected, and does not block.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn socket(&self, family: Family) -> io::Result<OwnedFd>;
+
+    /// Listens for programs of a session that ask the client's agent.
+    ///
+    /// # Errors
+    /// It cannot be done, or is not.
+    fn agent(&self) -> io::Result<AgentListener>;
+}
+
+/// Where a session's programs find the client's agent.
+pub struct AgentListener {
+    /// Accepts them.
+    pub listener: UnixListener,
+    /// Its path, as the session's programs see it.
+    pub path: PathBuf,
+    /// Dropped when the session has ended.
+    pub keep: Box<dyn Any + Send + Sync>,
 }
 
 /// What a client asks for.

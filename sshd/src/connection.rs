@@ -12,15 +12,15 @@ use std::{
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
-    keys::PublicKey,
+    keys::{HashAlg, PublicKey},
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey},
 };
 
 use crate::{
-    account::{Accounts, Command, Forwarding, Login, Pty, SessionRequest, WindowSize},
+    account::{Accounts, Command, Login, Network, Pty, SessionRequest, WindowSize},
     channel::{self, Chunk, Control, Feed, feed},
     flow::Backlog,
-    forward::Forwards,
+    forward::{Forwards, Listening},
 };
 
 /// The longest command line, and the longest value of an environment variable, in bytes.
@@ -70,6 +70,8 @@ struct Preparing {
     channel: ChannelWriteHalf<Msg>,
     pty: Option<Pty>,
     env: Vec<(String, String)>,
+    /// Held as long as the session.
+    agent: Option<Listening>,
 }
 
 impl Connection {
@@ -84,8 +86,8 @@ impl Connection {
         Self { accounts, peer, max_sessions, forwards, backlog, authenticated, login: None, channels: HashMap::new() }
     }
 
-    fn may_forward(&self) -> bool {
-        self.login.as_ref().is_some_and(|login| login.forwarding() == Forwarding::Here)
+    fn network(&self) -> Option<Arc<dyn Network>> {
+        self.login.as_ref()?.network()
     }
 
     /// Forgets what has ended by itself: the library reports a channel's close only when the client closes first.
@@ -112,7 +114,7 @@ impl Connection {
 
     fn start(&mut self, id: ChannelId, command: Command, session: &mut server::Session) -> Result<(), russh::Error> {
         let Some(login) = self.login.clone() else { return session.channel_failure(id) };
-        let Preparing { channel, pty, env } = match self.channels.remove(&id) {
+        let Preparing { channel, pty, env, agent } = match self.channels.remove(&id) {
             Some(State::Preparing(preparing)) => preparing,
             Some(running) => {
                 self.channels.insert(id, running);
@@ -127,6 +129,7 @@ impl Connection {
         self.channels.insert(id, State::Running(feed));
         let (handle, peer, backlog) = (session.handle(), self.peer, self.backlog.clone());
         tokio::spawn(async move {
+            let _agent = agent;
             // However long it takes, other sessions go on; what the client sends meanwhile waits in the inputs.
             let started = tokio::task::spawn_blocking(move || login.spawn(&request)).await;
             match started.unwrap_or_else(|e| Err(io::Error::other(e))) {
@@ -151,7 +154,8 @@ impl server::Handler for Connection {
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
         Ok(match self.authorize(user, key.public_key) {
             Some(login) => {
-                tracing::info!(user, peer = %self.peer, "logged in");
+                let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
+                tracing::info!(user, peer = %self.peer, key = %fingerprint, "logged in");
                 self.login = Some(login);
                 self.authenticated.store(true, Ordering::Relaxed);
                 Auth::Accept
@@ -178,7 +182,7 @@ impl server::Handler for Connection {
         // What arrives comes through this handler. Without its reading half, the library queues nothing.
         let id = channel.id();
         let (_, channel) = channel.split();
-        self.channels.insert(id, State::Preparing(Preparing { channel, pty: None, env: Vec::new() }));
+        self.channels.insert(id, State::Preparing(Preparing { channel, pty: None, env: Vec::new(), agent: None }));
         reply.accept().await;
         Ok(())
     }
@@ -193,13 +197,13 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         _: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        if !self.may_forward() {
+        let Some(network) = self.network() else {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
-        }
+        };
         self.forget_ended();
         let id = channel.id();
-        if let Some(feed) = self.forwards.connect(channel, reply, host, port).await {
+        if let Some(feed) = self.forwards.connect(network, channel, reply, host, port).await {
             self.channels.insert(id, State::Forwarding(feed));
         }
         Ok(())
@@ -211,10 +215,8 @@ impl server::Handler for Connection {
         port: &mut u32,
         session: &mut server::Session,
     ) -> Result<bool, russh::Error> {
-        if !self.may_forward() {
-            return Ok(false);
-        }
-        match self.forwards.listen(address, *port, session.handle()).await {
+        let Some(network) = self.network() else { return Ok(false) };
+        match self.forwards.listen(network, address, *port, session.handle()).await {
             Ok(given) => {
                 *port = given;
                 Ok(true)
@@ -330,6 +332,27 @@ impl server::Handler for Connection {
             }
             _ => session.channel_failure(id),
         }
+    }
+
+    /// OpenSSH's client wants no answer to this, and takes one, which the library gives all the same, for that to its next
+    /// request: so it is never a refusal.
+    async fn agent_request(&mut self, id: ChannelId, session: &mut server::Session) -> Result<bool, russh::Error> {
+        let wanted = self.preparing(id).is_some_and(|preparing| preparing.agent.is_none());
+        let Some(network) = self.network().filter(|_| wanted) else { return Ok(true) };
+        let made = tokio::task::spawn_blocking(move || network.agent()).await;
+        let listening = made.unwrap_or_else(|e| Err(io::Error::other(e))).and_then(|agent| {
+            let path = agent.path.to_string_lossy().into_owned();
+            Ok((path, self.forwards.agent(agent, session.handle())?))
+        });
+        match (listening, self.preparing(id)) {
+            (Ok((path, listening)), Some(preparing)) => {
+                preparing.env.push(("SSH_AUTH_SOCK".into(), path));
+                preparing.agent = Some(listening);
+            }
+            (Ok(_), None) => {}
+            (Err(e), _) => tracing::warn!(peer = %self.peer, "not forwarding an agent: {e}"),
+        }
+        Ok(true)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut server::Session) -> Result<(), russh::Error> {

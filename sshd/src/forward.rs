@@ -1,11 +1,12 @@
-//! Forwarded connections: `ssh -L` and `-D` towards targets, `ssh -R` from listeners.
+//! Forwarded connections: `ssh -L` and `-D` towards targets, `ssh -R` from listeners, `ssh -A` to the client's agent.
 //!
 //! All bytes go through the connection's [`Backlog`], as a session's do. Sockets of the Unix domain are not forwarded.
 
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,14 +16,15 @@ use russh::{
     server::{ChannelOpenHandle, Handle, Msg},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
+    task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
 };
 
 use crate::{
+    account::{AgentListener, Family, Network},
     channel::{Feed, Inputs, READ_BYTES, WriteHalf, feed},
     flow::Backlog,
 };
@@ -33,6 +35,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HOST: usize = 255;
 /// Listeners of one connection.
 const MAX_LISTENERS: usize = 16;
+/// Connections that may wait to be accepted.
+const WAITING: u32 = 64;
 /// How long a target may take for what is left when the client has gone.
 const DELIVERY: Duration = Duration::from_secs(30);
 /// Pause after a failure to accept, as when descriptors have run out.
@@ -47,7 +51,7 @@ pub(crate) struct Forwards {
 }
 
 /// A listener's task, ended with this.
-struct Listening(JoinHandle<()>);
+pub(crate) struct Listening(JoinHandle<()>);
 
 impl Drop for Listening {
     fn drop(&mut self) {
@@ -70,6 +74,7 @@ impl Forwards {
     /// sends; `None` when the request was rejected.
     pub(crate) async fn connect(
         &self,
+        network: Arc<dyn Network>,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
         host: &str,
@@ -88,8 +93,9 @@ impl Forwards {
         let (_, channel) = channel.split();
         tokio::spawn(async move {
             let _place: OwnedSemaphorePermit = place;
-            match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), port))).await {
+            match timeout(CONNECT_TIMEOUT, connect(&network, &host, port)).await {
                 Ok(Ok(stream)) => {
+                    let _ = stream.set_nodelay(true);
                     reply.accept().await;
                     carry(stream, channel, inputs, &backlog).await;
                 }
@@ -116,25 +122,47 @@ impl Forwards {
     ///
     /// # Errors
     /// When the address is not loopback, is taken, or there are too many listeners.
-    pub(crate) async fn listen(&mut self, address: &str, port: u32, handle: Handle) -> io::Result<u32> {
+    pub(crate) async fn listen(
+        &mut self,
+        network: Arc<dyn Network>,
+        address: &str,
+        port: u32,
+        handle: Handle,
+    ) -> io::Result<u32> {
         let refused = |why| io::Error::new(io::ErrorKind::PermissionDenied, why);
         let ip = loopback(address).ok_or_else(|| refused("only addresses of loopback may be listened on"))?;
         if self.listeners.len() >= MAX_LISTENERS {
             return Err(refused("too many listeners"));
         }
         let port = u16::try_from(port).map_err(|_| refused("no such port"))?;
-        let listener = TcpListener::bind((ip, port)).await?;
+        let socket = socket(&network, ip).await?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((ip, port).into())?;
+        let listener = socket.listen(WAITING)?;
         let port = listener.local_addr()?.port().into();
-        let task = tokio::spawn(accept(
-            listener,
-            (address.to_owned(), port),
-            handle,
-            self.places.clone(),
-            self.arrivals.clone(),
-            self.backlog.clone(),
-        ));
+        let task = tokio::spawn(accept(listener, (address.to_owned(), port), self.carrier(handle)));
         self.listeners.insert((address.to_owned(), port), Listening(task));
         Ok(port)
+    }
+
+    /// Carries what programs of a session ask the client's agent, until the result is dropped.
+    ///
+    /// # Errors
+    /// When the listener is none.
+    pub(crate) fn agent(&self, agent: AgentListener, handle: Handle) -> io::Result<Listening> {
+        let AgentListener { listener, keep, .. } = agent;
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        let carrier = self.carrier(handle);
+        Ok(Listening(tokio::spawn(async move {
+            let _keep = keep;
+            accept_agent(listener, carrier).await;
+        })))
+    }
+
+    fn carrier(&self, handle: Handle) -> Carrier {
+        let (places, arrivals, backlog) = (self.places.clone(), self.arrivals.clone(), self.backlog.clone());
+        Carrier { handle, places, arrivals, backlog }
     }
 
     /// Stops listening; whether there was such a listener. Connections it accepted go on.
@@ -158,36 +186,71 @@ fn loopback(address: &str) -> Option<IpAddr> {
     }
 }
 
-/// Accepts for a client until cancelled.
-async fn accept(
-    listener: TcpListener,
-    at: (String, u32),
+/// A socket of `network` for `address`.
+async fn socket(network: &Arc<dyn Network>, address: IpAddr) -> io::Result<TcpSocket> {
+    let network = network.clone();
+    let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+    let made = spawn_blocking(move || network.socket(family)).await;
+    let made: OwnedFd = made.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+    Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(made)))
+}
+
+/// Connects to the first address of `host` that answers.
+async fn connect(network: &Arc<dyn Network>, host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses(network, host).await? {
+        let tried = match socket(network, address).await {
+            Ok(socket) => socket.connect(SocketAddr::new(address, port)).await,
+            Err(error) => Err(error),
+        };
+        match tried {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn addresses(network: &Arc<dyn Network>, host: &str) -> io::Result<Vec<IpAddr>> {
+    if let Ok(literal) = host.trim_matches(['[', ']']).parse() {
+        return Ok(vec![literal]);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    }
+    let (network, host) = (network.clone(), host.to_owned());
+    spawn_blocking(move || network.resolve(&host)).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
+/// What it takes to carry an accepted connection to the client.
+#[derive(Clone)]
+struct Carrier {
     handle: Handle,
     places: Arc<Semaphore>,
     arrivals: Arrivals,
     backlog: Arc<Backlog>,
-) {
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                tracing::warn!("accepting a connection to forward: {e}");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
+}
+
+/// A channel that the client was asked to open, or not.
+type Opened = Result<Channel<Msg>, russh::Error>;
+
+impl Carrier {
+    /// Carries `stream` once the client has agreed to the channel that `open` asks for.
+    ///
+    /// In a task of its own, never aborted: the library takes a vanished opener for the end of the whole connection.
+    fn carry<S, F>(&self, stream: S, open: impl FnOnce(Handle) -> F + Send + 'static)
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+        F: Future<Output = Opened> + Send,
+    {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            tracing::warn!("too many forwarded connections");
+            return;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, "too many forwarded connections");
-            continue;
-        };
-        let (at, handle, arrivals, backlog) = (at.clone(), handle.clone(), arrivals.clone(), backlog.clone());
-        // A task of its own, never aborted: the library takes a vanished opener for the end of the whole connection.
+        let Self { handle, arrivals, backlog, .. } = self.clone();
         tokio::spawn(async move {
             let _place: OwnedSemaphorePermit = place;
-            let (address, port) = at;
-            let opened =
-                handle.channel_open_forwarded_tcpip(address, port, peer.ip().to_string(), peer.port().into()).await;
-            let Ok(channel) = opened else { return };
+            let Ok(channel) = open(handle).await else { return };
             let (_, channel) = channel.split();
             if let Some(inputs) = arrivals.with(channel.id(), |meeting| meeting.inputs.take()) {
                 carry(stream, channel, inputs, &backlog).await;
@@ -196,11 +259,44 @@ async fn accept(
     }
 }
 
+/// Accepts for a client until cancelled.
+async fn accept(listener: TcpListener, at: (String, u32), carrier: Carrier) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                let (address, port) = at.clone();
+                carrier.carry(stream, async move |handle| {
+                    handle.channel_open_forwarded_tcpip(address, port, peer.ip().to_string(), peer.port().into()).await
+                });
+            }
+            Err(e) => pause(&e).await,
+        }
+    }
+}
+
+/// The same for a client's agent.
+async fn accept_agent(listener: UnixListener, carrier: Carrier) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => carrier.carry(stream, async |handle| handle.channel_open_agent().await),
+            Err(e) => pause(&e).await,
+        }
+    }
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!("accepting a connection to forward: {error}");
+    sleep(ACCEPT_PAUSE).await;
+}
+
 /// Both directions until both have ended, or the channel is closed. What the client sent before it closed is delivered.
-async fn carry(stream: TcpStream, channel: WriteHalf, inputs: Inputs, backlog: &Backlog) {
+async fn carry<S>(stream: S, channel: WriteHalf, inputs: Inputs, backlog: &Backlog)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
     let Inputs { mut data, mut control } = inputs;
-    let _ = stream.set_nodelay(true);
-    let (mut reader, mut writer) = stream.into_split();
+    let (mut reader, mut writer) = tokio::io::split(stream);
     // Dropping the queue with the first failure leaves nothing in the backlog for a target that is gone.
     let mut inward = tokio::spawn(async move {
         while let Some(chunk) = data.recv().await {

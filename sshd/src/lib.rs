@@ -2,10 +2,10 @@
 //!
 //! Who may log in ([`Accounts`]) and what a login starts ([`Login`]) are the caller's; this crate is the protocol
 //! between them and a stock OpenSSH client: public key authentication, shells, commands and subsystems with or without a
-//! terminal, exit statuses and signals, port forwarding for logins that may, flow control in both directions, limits on
-//! connections and on their idleness.
+//! terminal, exit statuses and signals, forwarding of ports and of the agent for logins that may, flow control in both
+//! directions, limits on connections and on their idleness.
 //!
-//! Not here, on purpose: passwords, agent and X11 forwarding, forwarding of Unix sockets, and any notion of who a user is.
+//! Not here, on purpose: passwords, X11 forwarding, forwarding of Unix sockets, and any notion of who a user is.
 
 mod account;
 mod channel;
@@ -18,7 +18,10 @@ mod process;
 mod server;
 mod terminal;
 
-pub use account::{Accounts, Command, Forwarding, KeyList, Login, Pty, Session, SessionIo, SessionRequest, WindowSize};
+pub use account::{
+    Accounts, AgentListener, Command, Family, KeyList, Login, Network, Pty, Session, SessionIo, SessionRequest,
+    WindowSize,
+};
 pub use host_key::HostKey;
 pub use local::LocalShell;
 pub use process::{Exit, Process};

@@ -2,38 +2,56 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    net::{IpAddr, ToSocketAddrs},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::DirBuilderExt, net::UnixListener},
+    },
     path::PathBuf,
     process::{self, Stdio},
     sync::Arc,
 };
 
 use orrery_sys::session::new_session;
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType},
+    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+};
 
 use crate::{
-    account::{Command, Forwarding, Login, Pty, Session, SessionIo, SessionRequest},
+    account::{AgentListener, Command, Family, Login, Network, Pty, Session, SessionIo, SessionRequest},
     process::Process,
 };
 
-/// Runs shells and commands with `/bin/sh` as the user of this process.
-#[derive(Debug, Clone)]
+/// Finds the addresses of a host by its name.
+type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+
+/// Runs shells and commands with `/bin/sh` as the user of this process, and forwards from and to this machine's network.
+#[derive(Clone)]
 pub struct LocalShell {
     home: PathBuf,
     env: Vec<(String, String)>,
     sftp: Option<PathBuf>,
+    resolve: Arc<Resolve>,
 }
 
 impl LocalShell {
-    /// Sessions start in `home`, with nothing in their environment but the usual, `env`, and what clients send.
-    pub fn new(home: impl Into<PathBuf>, env: Vec<(String, String)>) -> Arc<Self> {
-        Arc::new(Self { home: home.into(), env, sftp: None })
+    /// Sessions start in `home`, with nothing in their environment but the usual, `env`, and what clients send. Hosts to
+    /// connect to are found as this system finds them.
+    pub fn new(home: impl Into<PathBuf>, env: Vec<(String, String)>) -> Self {
+        let system = |host: &str| Ok((host, 0).to_socket_addrs()?.map(|address| address.ip()).collect());
+        Self { home: home.into(), env, sftp: None, resolve: Arc::new(system) }
     }
 
-    /// As [`LocalShell::new`], with the program at `sftp` for the subsystem of that name. It speaks the protocol of
-    /// OpenSSH's `sftp-server` on its standard input and output.
-    pub fn with_sftp(home: impl Into<PathBuf>, env: Vec<(String, String)>, sftp: impl Into<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { home: home.into(), env, sftp: Some(sftp.into()) })
+    /// With `program` for the subsystem `sftp`. It speaks the protocol of OpenSSH's `sftp-server` on its standard input and
+    /// output.
+    pub fn sftp(self, program: impl Into<PathBuf>) -> Self {
+        Self { sftp: Some(program.into()), ..self }
+    }
+
+    /// With another way to find hosts, for a program without the system's.
+    pub fn resolver(self, resolve: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
+        Self { resolve: Arc::new(resolve), ..self }
     }
 
     fn command(&self, request: &SessionRequest) -> io::Result<process::Command> {
@@ -63,8 +81,8 @@ impl LocalShell {
 }
 
 impl Login for LocalShell {
-    fn forwarding(&self) -> Forwarding {
-        Forwarding::Here
+    fn network(&self) -> Option<Arc<dyn Network>> {
+        Some(Arc::new(self.clone()))
     }
 
     fn spawn(&self, request: &SessionRequest) -> io::Result<Session> {
@@ -89,6 +107,44 @@ impl Login for LocalShell {
             }
         }
     }
+}
+
+impl Network for LocalShell {
+    fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        (self.resolve)(host)
+    }
+
+    fn socket(&self, family: Family) -> io::Result<OwnedFd> {
+        let family = match family {
+            Family::V4 => AddressFamily::INET,
+            Family::V6 => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+    }
+
+    fn agent(&self) -> io::Result<AgentListener> {
+        let folder = AgentFolder(std::env::temp_dir().join(format!("ssh-{:016x}", random()?)));
+        std::fs::DirBuilder::new().mode(0o700).create(&folder.0)?;
+        let path = folder.0.join("agent");
+        Ok(AgentListener { listener: UnixListener::bind(&path)?, path, keep: Box::new(folder) })
+    }
+}
+
+/// The folder of one session's agent, removed with it.
+struct AgentFolder(PathBuf);
+
+impl Drop for AgentFolder {
+    fn drop(&mut self) {
+        // Nobody can do anything about a folder that stays.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// A new terminal: its master side, and the side for the process.

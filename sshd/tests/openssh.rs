@@ -40,7 +40,7 @@ impl Bench {
         }
         let keys = vec![parse_key(fs::read_to_string(path("id.pub")).unwrap().trim()).unwrap()];
         let env = vec![("PLACE".to_owned(), "here".to_owned())];
-        let login = LocalShell::with_sftp(folder.path(), env, "/usr/lib/openssh/sftp-server");
+        let login = Arc::new(LocalShell::new(folder.path(), env).sftp("/usr/lib/openssh/sftp-server"));
         let accounts = Arc::new(KeyList::new("tester", keys, wrap(login)));
 
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -76,7 +76,8 @@ impl Bench {
 
     fn client(&self, user: &str, key: &str, options: &[&str], command: &str) -> Command {
         let mut ssh = Command::new("ssh");
-        ssh.args(self.options(key)).args(options).args(["-o", "LogLevel=ERROR"]);
+        // The first word on anything counts.
+        ssh.args(options).args(self.options(key)).args(["-o", "LogLevel=ERROR"]);
         ssh.arg(format!("{user}@127.0.0.1")).arg("--").arg(command);
         ssh.stdin(Stdio::null());
         ssh
@@ -436,6 +437,55 @@ fn connections_are_forwarded_from_listeners() {
     // Nothing but loopback.
     assert!(!ask("forward", &format!("*:0:127.0.0.1:{echo}")).0);
     end(ssh);
+}
+
+/// OpenSSH's agent, ended with this.
+struct Agent {
+    process: std::process::Child,
+    socket: PathBuf,
+}
+
+impl Agent {
+    fn start(bench: &Bench) -> Self {
+        let socket = bench.path("agent");
+        let mut process =
+            Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::piped()).spawn().unwrap();
+        // It tells of its socket once that is there.
+        process.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+        let agent = Self { process, socket };
+        assert!(agent.asked(Command::new("ssh-add").arg("-q").arg(bench.path("id"))).success());
+        agent
+    }
+
+    fn asked(&self, command: &mut Command) -> std::process::ExitStatus {
+        command.env("SSH_AUTH_SOCK", &self.socket).status().unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_session_reaches_the_clients_agent_as_long_as_it_lasts() {
+    let bench = Bench::start(Limits::default());
+    let agent = Agent::start(&bench);
+    let line = "ssh-add -L | cut -d' ' -f1; ls -ld $(dirname $SSH_AUTH_SOCK) | cut -c1-10; echo $SSH_AUTH_SOCK";
+    let there = format!("IdentityAgent={}", agent.socket.display());
+    let asked = bench.client("tester", "id", &["-A", "-o", &there], line).output().unwrap();
+    let (stdout, stderr) = text(&asked);
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines[..2], ["ssh-ed25519", "drwx------"], "{stderr}");
+    while Path::new(lines[2]).exists() {
+        thread::yield_now();
+    }
+    let nowhere = Bench::with(Limits::default(), |shell| Arc::new(Plain(shell)));
+    nowhere.check(&["-A", "-o", &there], "echo \"[$SSH_AUTH_SOCK]\"", "[]\n", 0);
+    // Only for who asks.
+    bench.check(&[], "echo \"[$SSH_AUTH_SOCK]\"", "[]\n", 0);
 }
 
 /// Says nothing about forwarding.

@@ -12,7 +12,7 @@ use std::{
         unix::{net::UnixStream, process::CommandExt},
     },
     path::PathBuf,
-    process::{Child, Command, ExitCode, Stdio},
+    process::{self, Child, ExitCode, Stdio},
     time::Duration,
 };
 
@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::SliverError,
     internal::{ENTER, become_sliver_root, helper_command},
+    socket::{self, Helper, Made, Wish},
 };
 
 /// How long the way into a sliver may take. The sliver's root can stop a process on it.
@@ -41,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// stopped from now on, which ends the helper too.
 const JOINED: u8 = b'=';
 /// The helper's word that the command is about to be executed.
-const STARTED: &[u8] = b"+";
+pub(crate) const STARTED: &[u8] = b"+";
 /// Where the helper finds its end of the control connection.
 const CONTROL: i32 = 3;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -98,6 +99,21 @@ pub struct Entered {
 struct Order {
     first_process: i32,
     leaf: PathBuf,
+    task: Task,
+}
+
+/// What the helper is to do once it is inside.
+#[derive(Debug, Serialize, Deserialize)]
+enum Task {
+    /// Run a command.
+    Command(Command),
+    /// Make a socket.
+    Socket(Wish),
+}
+
+/// A command with its surroundings.
+#[derive(Debug, Serialize, Deserialize)]
+struct Command {
     run: Run,
     environment: Vec<(String, String)>,
     directory: Option<String>,
@@ -112,16 +128,28 @@ pub(crate) struct Entering {
     leaf: PathBuf,
 }
 
-/// Runs the helper until it is in the control group `leaf`.
+/// Runs the helper for a command until it is in the control group `leaf`.
 pub(crate) fn begin(login: &str, first: Pid, leaf: PathBuf, request: EnterRequest) -> Result<Entering, SliverError> {
-    let EnterRequest { run, environment, directory, pty, stdio: [stdin, stdout, stderr] } = request;
+    let EnterRequest { run, environment, directory, pty, stdio } = request;
+    let stdio = if pty.is_some() { [Stdio::null(), Stdio::null(), Stdio::null()] } else { stdio };
+    begin_task(login, first, leaf, Task::Command(Command { run, environment, directory, pty }), stdio)
+}
+
+/// Runs the helper for a socket until it is in the control group `leaf`.
+pub(crate) fn begin_socket(login: &str, first: Pid, leaf: PathBuf, wish: Wish) -> Result<Entering, SliverError> {
+    begin_task(login, first, leaf, Task::Socket(wish), [Stdio::null(), Stdio::null(), Stdio::null()])
+}
+
+fn begin_task(
+    login: &str,
+    first: Pid,
+    leaf: PathBuf,
+    task: Task,
+    [stdin, stdout, stderr]: [Stdio; 3],
+) -> Result<Entering, SliverError> {
     let (mut ours, theirs) = UnixStream::pair().map_err(SliverError::Helper)?;
     let mut command = helper_command(ENTER);
-    if pty.is_some() {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    } else {
-        command.stdin(stdin).stdout(stdout).stderr(stderr);
-    }
+    command.stdin(stdin).stdout(stdout).stderr(stderr);
     Preparations::new().descriptor(theirs.into(), CONTROL).map_err(SliverError::Helper)?.apply(&mut command);
     let timeouts = ours.set_read_timeout(Some(PATIENCE)).and_then(|()| ours.set_write_timeout(Some(PATIENCE)));
     timeouts.map_err(SliverError::Helper)?;
@@ -129,8 +157,7 @@ pub(crate) fn begin(login: &str, first: Pid, leaf: PathBuf, request: EnterReques
     // Holds the helper's end of the connection and the descriptors of the request.
     drop(command);
 
-    let order =
-        Order { first_process: first.as_raw_nonzero().get(), leaf: leaf.clone(), run, environment, directory, pty };
+    let order = Order { first_process: first.as_raw_nonzero().get(), leaf: leaf.clone(), task };
     let mut word = [0];
     let joined = serde_json::to_vec(&order)
         .map_err(io::Error::from)
@@ -154,6 +181,17 @@ impl Entering {
     pub(crate) fn finish(self) -> Result<Entered, SliverError> {
         match receive(&self.connection) {
             Ok((text, pty)) if text.is_empty() => Ok(Entered { child: self.child, pty }),
+            Ok((message, _)) => Err(self.fail(message)),
+            Err(error) => Err(self.fail(lost(error))),
+        }
+    }
+
+    /// Waits for the socket. The helper goes on as long as the wish has it, or until the result is dropped.
+    pub(crate) fn finish_socket(self) -> Result<Made, SliverError> {
+        match receive(&self.connection) {
+            Ok((text, Some(socket))) if text.is_empty() => {
+                Ok(Made { socket, helper: Helper { child: Some(self.child), connection: Some(self.connection) } })
+            }
             Ok((message, _)) => Err(self.fail(message)),
             Err(error) => Err(self.fail(lost(error))),
         }
@@ -196,7 +234,7 @@ fn receive(connection: &UnixStream) -> io::Result<(String, Option<OwnedFd>)> {
     }
 }
 
-fn answer(connection: &UnixStream, text: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub(crate) fn answer(connection: &UnixStream, text: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let descriptors: Vec<_> = descriptor.into_iter().collect();
@@ -225,7 +263,7 @@ pub(crate) fn helper() -> ExitCode {
     }
 }
 
-fn doing<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> io::Result<T> {
+pub(crate) fn doing<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> io::Result<T> {
     result.map_err(|error| io::Error::other(format!("{what}: {error}")))
 }
 
@@ -240,6 +278,10 @@ fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
     let first = doing("opening the sliver's first process", rustix::process::pidfd_open(first, PidfdFlags::empty()))?;
     // With a descriptor of it, its number may be given to another process.
     answer(control, &[JOINED], None)?;
+    let command = match order.task {
+        Task::Socket(wish) => return socket::make(control, first.as_fd(), &wish),
+        Task::Command(command) => command,
+    };
     let name_spaces = ThreadNameSpaceType::USER
         | ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::PROCESS_ID
@@ -257,7 +299,7 @@ fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
             wait(child)
         }
         Fork::Child => {
-            let error = match become_command(control, order) {
+            let error = match become_command(control, command) {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -305,7 +347,7 @@ fn make_terminal(pty: &Pty) -> io::Result<OwnedFd> {
 }
 
 /// Everything between the namespaces and the command.
-fn become_command(control: &UnixStream, order: Order) -> io::Result<std::convert::Infallible> {
+fn become_command(control: &UnixStream, order: Command) -> io::Result<std::convert::Infallible> {
     doing("tying the command to its helper", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
     doing("starting a session", rustix::process::setsid())?;
     doing("becoming root of the sliver", become_sliver_root())?;
@@ -320,18 +362,18 @@ fn become_command(control: &UnixStream, order: Order) -> io::Result<std::convert
     let shell = if fs::metadata("/bin/bash").is_ok() { "/bin/bash" } else { "/bin/sh" };
     let mut command = match &order.run {
         Run::Shell => {
-            let mut command = Command::new(shell);
+            let mut command = process::Command::new(shell);
             command.arg0(if shell.ends_with("bash") { "-bash" } else { "-sh" });
             command
         }
         Run::Command(line) => {
-            let mut command = Command::new(shell);
+            let mut command = process::Command::new(shell);
             command.arg("-c").arg(line);
             command
         }
         Run::Program(words) => {
             let (program, arguments) = words.split_first().ok_or_else(|| io::Error::other("an empty command"))?;
-            let mut command = Command::new(program);
+            let mut command = process::Command::new(program);
             command.args(arguments);
             command
         }

@@ -17,6 +17,7 @@ mod node;
 mod record;
 mod remove;
 mod slivers;
+mod socket;
 
 pub use enter::{EnterRequest, Entered, Pty, Run};
 pub use error::SliverError;
@@ -24,3 +25,4 @@ pub use internal::internal_main;
 pub use node::prepare_node;
 pub use record::Record;
 pub use slivers::{SliverPaths, Slivers};
+pub use socket::{Helper, Made, Wish};

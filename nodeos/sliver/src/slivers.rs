@@ -10,15 +10,16 @@ use std::{
 
 use orrery_protocol::{Rspec, SliverSpec};
 use orrery_sys::quota;
-use rustix::fs::FlockOperation;
+use rustix::{fs::FlockOperation, process::Pid};
 
 use crate::{
     boot,
     cgroup::ControlGroup,
-    enter::{self, EnterRequest, Entered},
+    enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
     record::{MAX_INDEX, Record},
     remove::remove_tree,
+    socket::{Made, Wish},
 };
 
 /// A disk quota of bytes is also one of files: one for so many bytes, the ratio ext4 makes inodes at.
@@ -315,8 +316,26 @@ impl Slivers {
     /// When there is no such sliver, or it cannot be started or entered. A command that does not exist is none: it exits
     /// with 127, as from a shell.
     pub fn enter(&self, login: &str, request: EnterRequest) -> Result<Entered, SliverError> {
+        self.begin(login, |first, leaf| enter::begin(login, first, leaf, request))?.finish()
+    }
+
+    /// Makes a socket inside a sliver, which is started if it does not run.
+    ///
+    /// # Errors
+    /// When there is no such sliver, it cannot be started or entered, or the socket cannot be made.
+    pub fn socket(&self, login: &str, wish: Wish) -> Result<Made, SliverError> {
+        self.begin(login, |first, leaf| enter::begin_socket(login, first, leaf, wish))?.finish_socket()
+    }
+
+    /// Lets a helper join a sliver's new session. How long the rest takes is up to the sliver, which then must not hold up its
+    /// own end: the lock is not held any more.
+    fn begin(
+        &self,
+        login: &str,
+        helper: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
+    ) -> Result<Entering, SliverError> {
         self.start(login)?;
-        let lock = self.lock(login)?;
+        let _lock = self.lock(login)?;
         let group = self.group(login);
         let Some(first) = group.first_process() else {
             return Err(SliverError::Enter { login: login.into(), message: "it stopped meanwhile".into() });
@@ -329,9 +348,6 @@ impl Slivers {
                 result => break result?,
             }
         };
-        let entering = enter::begin(login, first, leaf, request)?;
-        // How long the rest takes is up to the sliver, which then must not hold up its own end.
-        drop(lock);
-        entering.finish()
+        helper(first, leaf)
     }
 }
