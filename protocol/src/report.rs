@@ -215,7 +215,7 @@ pub struct Facts {
     pub disks: Vec<DiskFacts>,
     /// Network interfaces.
     pub nics: Vec<NicFacts>,
-    /// Where the clock comes from: `sntp`, `rtc` or `floor`.
+    /// Where the clock comes from: `sntp`, `central`, `rtc` or `floor`.
     pub clock: String,
     /// Release installed on the node's disk, if any.
     pub installed: Option<String>,
