@@ -103,6 +103,18 @@ impl Ssh {
         finish("ssh", client, input, limit)
     }
 
+    /// Runs `command` with further options of `ssh`, which count before the usual ones.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with_options(&self, options: &[&str], command: &str, limit: Duration) -> Result<Output, SshError> {
+        let mut client = bound_command("ssh");
+        client.args(options);
+        self.tell(&mut client, "-p");
+        client.arg(format!("{}@127.0.0.1", self.user)).arg(command);
+        finish("ssh", client, b"", limit)
+    }
+
     /// Copies a file into the guest.
     ///
     /// # Errors
@@ -148,6 +160,12 @@ impl Ssh {
 
     fn client(&self, program: &str, port_option: &str) -> Command {
         let mut client = bound_command(program);
+        self.tell(&mut client, port_option);
+        client
+    }
+
+    /// What every client program of OpenSSH is told; the first word on anything counts.
+    fn tell(&self, client: &mut Command, port_option: &str) {
         let checking = match self.host_keys {
             HostKeys::AcceptNew => "accept-new",
             HostKeys::Strict => "yes",
@@ -156,7 +174,6 @@ impl Ssh {
         client.args(["-o", "GlobalKnownHostsFile=none", "-o", &format!("StrictHostKeyChecking={checking}")]);
         client.args(["-o", &format!("UserKnownHostsFile={}", self.known_hosts.display())]);
         client.arg("-i").arg(&self.key).args([port_option, &self.port.to_string()]);
-        client
     }
 }
 

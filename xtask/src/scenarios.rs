@@ -9,6 +9,7 @@ mod downloads;
 mod input;
 mod install;
 mod limits;
+mod login;
 mod machinery;
 mod outage;
 mod reports;
@@ -107,6 +108,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("reproducible-images", reproducible::images),
     Scenario::full("rollout", rollout::rollout),
     Scenario::fast("sliver-limits", limits::limits),
+    Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
