@@ -274,11 +274,14 @@ fn is_there(node: &NodeDetail, target: &Target) -> bool {
         && !matches!(node.summary.boot_state, BootState::Upgrade | BootState::Reinstall)
 }
 
-/// Why a node that was started has failed, if it has: it fell back from a trial, and said so after the event `seen`.
+/// Why a node that was started has failed, if it has, as it said after the event `seen`: it fell back from a trial, or it gave this
+/// release up earlier and does not try it again by the script it was given.
 fn failure(client: &Client, id: &str, seen: u64) -> Result<Option<String>> {
     let events = fetch(client, id, Some(seen), 1000)?;
     let fell_back = events.into_iter().map(|stored| stored.event).find(|event| {
-        event.stage == "load" && event.outcome == Outcome::Failed && event.class.as_deref() == Some("unhealthy")
+        ["load", "upgrade"].contains(&event.stage.as_str())
+            && event.outcome == Outcome::Failed
+            && event.class.as_deref() == Some("unhealthy")
     });
     Ok(fell_back.map(|event| event.message))
 }
