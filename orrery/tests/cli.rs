@@ -15,18 +15,22 @@ use orrery_protocol::{
     ScriptContext, ScriptKind, WantedState,
 };
 use orrery_transport::{Client, Identity, Method, Resolver};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-/// Runs `orrery` in `folder` with the words of `line`.
-fn run(folder: &Path, line: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_orrery"))
+/// `orrery` in `folder` with the words of `line`.
+fn command(folder: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orrery"));
+    command
         .args(line.split_whitespace())
         .current_dir(folder)
         .env("ORRERY_OPERATOR", folder.join("data/operator"))
-        .env_remove("ORRERY_CENTRAL")
-        .output()
-        .unwrap()
+        .env_remove("ORRERY_CENTRAL");
+    command
+}
+
+fn run(folder: &Path, line: &str) -> Output {
+    command(folder, line).output().unwrap()
 }
 
 #[track_caller]
@@ -343,4 +347,34 @@ fn a_release_goes_over_nodes_in_waves_until_one_fails() {
     let bundle = fs::read(folder.join("n3.tar")).unwrap();
     let has = |text: &str| bundle.windows(text.len()).any(|part| part == text.as_bytes());
     assert!(has("n3/events.jsonl") && has("Kernel panic") && has("it panicked") && !has("PRIVATE KEY"));
+}
+
+#[test]
+fn key_files_are_found_among_others() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    check(folder, "keys new --out a.key", 0);
+    let tls = rcgen::KeyPair::generate().unwrap();
+    fs::write(folder.join("b.pem"), tls.serialize_pem()).unwrap();
+    fs::write(folder.join("c.txt"), "no key").unwrap();
+    fs::write(folder.join("d.bin"), [0xff; 32]).unwrap();
+    fs::create_dir(folder.join("e.key")).unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.join("f.key")).unwrap();
+
+    let release = check(folder, "keys show a.key", 0)[0]["id"].clone();
+    let spki = Digest::of(&rcgen::PublicKeyData::subject_public_key_info(&tls)).to_string();
+    let key =
+        |id: &Value, role: &str, path: &str| json!({ "id": id, "algorithm": "ecdsa-p256", "role": role, "path": path });
+    let expect = json!([
+        key(&release, "release-private", "./a.key"),
+        key(&release, "release-public", "./a.key.pub"),
+        key(&spki.into(), "tls-private", "./b.pem"),
+    ]);
+    assert_eq!(check(folder, "keys list", 0), expect);
+    assert_eq!(check(folder, "keys list e.key", 0), json!([]));
+    check(folder, "keys list missing", 1);
+    let people = String::from_utf8(run(folder, "keys list").stdout).unwrap();
+    assert!(people.contains("release-private ./a.key\n"), "{people}");
+    let secret = fs::read_to_string(folder.join("a.key")).unwrap();
+    assert!(!people.contains(secret.trim()) && !expect.to_string().contains(secret.trim()));
 }

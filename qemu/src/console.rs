@@ -128,7 +128,7 @@ impl Console {
     }
 
     /// Reads `stream` on a thread of its own until it is closed.
-    pub(crate) fn attach(&self, mut stream: UnixStream) {
+    pub(crate) fn attach(&self, mut stream: impl Read + Send + 'static) {
         let generation = {
             let mut record = self.record();
             record.open = true;

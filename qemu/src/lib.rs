@@ -15,6 +15,7 @@ mod process;
 mod qmp;
 mod spec;
 pub mod ssh;
+mod terminal;
 mod vm;
 
 pub use accel::{Acceleration, acceleration, prove_acceleration};
@@ -23,4 +24,5 @@ pub use disk::{create_disk, flip_bit, flip_byte, free_port};
 pub use guest::{mbr_exit, mbr_print};
 pub use qmp::{Event, Qmp, QmpError};
 pub use spec::{BootMedium, Disk, DiskBus, Firmware, Network, VmSpec};
+pub use terminal::{Terminal, WindowSize};
 pub use vm::{ExpectError, StartError, Vm};

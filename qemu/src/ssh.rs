@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::process::{bound_command, spawn};
+use crate::terminal::{Terminal, WindowSize};
 
 /// Whether an unknown host key is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +114,16 @@ impl Ssh {
         self.tell(&mut client, "-p");
         client.arg(format!("{}@127.0.0.1", self.user)).arg(command);
         finish("ssh", client, b"", limit)
+    }
+
+    /// Starts a login shell in the guest on a terminal of `size`, with further `options` for `ssh`.
+    ///
+    /// # Errors
+    /// When there is no terminal, or the client can't be run.
+    pub fn terminal(&self, options: &[&str], size: WindowSize) -> Result<Terminal, SshError> {
+        let mut client = self.client("ssh", "-p");
+        client.arg("-tt").args(options).arg(format!("{}@127.0.0.1", self.user));
+        Terminal::start(client, size).map_err(|source| SshError::Io { program: "ssh", source })
     }
 
     /// Copies a file into the guest.

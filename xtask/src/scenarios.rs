@@ -151,6 +151,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("told-panic", rotation::told_panic),
     Scenario::fast("safe-networks", safe::networks),
     Scenario::fast("safe-tools", safe::tools),
+    Scenario::fast("safe-shell", safe::shell),
     Scenario::full("safe-console", safe::console),
     Scenario::full("safe-once", safe::once),
     Scenario::full("attended-install", attended::install),

@@ -1,10 +1,17 @@
 //! Safe mode: who gets in, from where, and what is there for who does.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use orrery_qemu::{
-    Vm,
+    Vm, WindowSize, free_port,
     ssh::{Output, SshError},
 };
 
@@ -78,6 +85,67 @@ pub(super) fn tools(bench: &Bench<'_>) -> Result<()> {
     ensure!(secret.stdout.trim() == "0", "the support bundle holds the node's key: {secret}");
     let there = "sfdisk -l && smartctl --version && ping -c1 10.0.2.2 && which e2fsck nslookup nc lsof less hexdump";
     done(ssh.run(there, EARLY), "a rescuer's tools")?;
+    drop(vm);
+    Ok(())
+}
+
+/// A person at a terminal: its size and how it changes, ^C, how commands end, and ports that lead to the node and back.
+pub(super) fn shell(bench: &Bench<'_>) -> Result<()> {
+    /// The listener on the node that leads back.
+    const BACK: u16 = 7007;
+    let lab = bench.lab()?;
+    let (node, vm) = in_safe_mode(&lab, &["10.0.2.0/24"])?;
+    let ssh = node.ssh("root");
+    let killed = ssh.run("echo begun; kill -TERM $$; echo survived", EARLY).context("running the ssh client")?;
+    // OpenSSH's client makes 255 of a command that did not exit.
+    ensure!(
+        killed.status.code() == Some(255) && killed.stdout == "begun\n",
+        "a command killed by a signal ended otherwise: {killed}"
+    );
+
+    let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening for the node")?;
+    let (to_node, to_host) = (free_port().context("finding a free port")?, service.local_addr()?.port());
+    let forwards = [
+        "-o",
+        "ExitOnForwardFailure=yes",
+        "-L",
+        &format!("{to_node}:127.0.0.1:22"),
+        "-R",
+        &format!("{BACK}:127.0.0.1:{to_host}"),
+    ];
+    let mut terminal = ssh.terminal(&forwards, WindowSize { rows: 33, columns: 101 })?;
+    // No expectation is in what is typed, which is echoed.
+    terminal.send("while stty size; do sleep 1; done\n")?;
+    terminal.console().expect("33 101", EARLY).context("waiting for the terminal's size")?;
+    terminal.resize(WindowSize { rows: 44, columns: 132 })?;
+    terminal.console().expect("44 132", EARLY).context("waiting for the terminal's new size")?;
+    terminal.send("\x03")?;
+    terminal.send("sh -c 'echo in$((40 + 2))side; exec sleep 1000'\n")?;
+    terminal.console().expect("in42side", EARLY).context("waiting for the first command to end by ^C")?;
+    terminal.send("\x03")?;
+    terminal.send("echo status$?\n")?;
+    terminal.console().expect("status130", EARLY).context("waiting for a command to end by ^C")?;
+
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, to_node)).context("connecting through -L")?;
+    stream.set_read_timeout(Some(EARLY))?;
+    let mut banner = [0; b"SSH-2.0-".len()];
+    stream.read_exact(&mut banner).context("reading the node's greeting through -L")?;
+    ensure!(&banner == b"SSH-2.0-", "the node's sshd greets otherwise: {}", banner.escape_ascii());
+    drop(stream);
+    thread::spawn(move || service.accept().and_then(|(mut stream, _)| stream.write_all(b"from-the-host\n")));
+    terminal.send(&format!("nc 127.0.0.1 {BACK} </dev/null\n"))?;
+    terminal.console().expect("from-the-host", EARLY).context("waiting for the host's service through -R")?;
+
+    terminal.send("exit 9\n")?;
+    let status = terminal.wait(EARLY)?.context("the client stays when its shell has ended")?;
+    ensure!(status.code() == Some(9), "the shell's exit status got lost: {status}");
+
+    // Ports that lead back are for the node alone: nobody else reaches the rescuer's network by them.
+    let wide = ["-o", "ExitOnForwardFailure=yes", "-R", &format!("*:{BACK}:127.0.0.1:{to_host}")];
+    let terminal = ssh.terminal(&wide, WindowSize { rows: 33, columns: 101 })?;
+    terminal.console().expect("remote port forwarding failed", EARLY).context("waiting for the refusal of -R '*:…'")?;
+    let status = terminal.wait(EARLY)?.context("the client stays without its forward")?;
+    ensure!(status.code() == Some(255), "a refused forward ended otherwise: {status}");
     drop(vm);
     Ok(())
 }
