@@ -7,7 +7,7 @@ use orrery_init_api::{HANDOVER_CPIO_PATH, NODE_CONFIG_PATH};
 use orrery_protocol::{ArtifactRef, NodeConfig, ReleaseManifest};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{read_json, write_json};
+use crate::files::write_json;
 
 /// Everything the node OS starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,16 @@ impl Handover {
     /// The running release's reference images by name.
     pub fn image(&self, name: &str) -> Option<ArtifactRef> {
         self.release.images().find(|image| image.name == name).map(|image| image.content)
+    }
+
+    /// What a boot stage left, with a configuration that makes sense.
+    ///
+    /// # Errors
+    /// It is no handover, or one of a boot stage that is not understood.
+    pub fn decode(json: &[u8]) -> Result<Self> {
+        let handover: Self = serde_json::from_slice(json).context("understanding the handover")?;
+        handover.config.check().context("checking the configuration that was handed over")?;
+        Ok(handover)
     }
 
     /// A cpio archive that puts this at [`HANDOVER_CPIO_PATH`].
@@ -71,8 +81,7 @@ fn cpio_entry(out: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
 /// # Errors
 /// The node OS was not chain-booted by a boot stage, or by one that it does not understand.
 pub fn take_up() -> Result<Handover> {
-    let handover: Handover = read_json(HANDOVER_CPIO_PATH)?;
-    handover.config.check().context("checking the configuration that was handed over")?;
+    let handover = read()?;
     write_json(NODE_CONFIG_PATH, &handover.config)?;
     Ok(handover)
 }
@@ -82,7 +91,8 @@ pub fn take_up() -> Result<Handover> {
 /// # Errors
 /// As [`take_up`].
 pub fn read() -> Result<Handover> {
-    read_json(HANDOVER_CPIO_PATH)
+    let json = fs::read(HANDOVER_CPIO_PATH).with_context(|| format!("reading {HANDOVER_CPIO_PATH}"))?;
+    Handover::decode(&json).with_context(|| format!("taking up {HANDOVER_CPIO_PATH}"))
 }
 
 /// The version in `/etc/orrery-release`.

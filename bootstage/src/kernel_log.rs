@@ -118,8 +118,9 @@ fn collect(
     first.map(|first| (first, lines))
 }
 
-/// The number of a record, and its line: `priority,number,microseconds,flags;text`, then lines for programs.
-fn parse(record: &[u8]) -> Option<(u64, String)> {
+/// The number of a record of `/dev/kmsg`, and its line for people: `priority,number,microseconds,flags;text`, then lines for
+/// programs. None if it is no such record.
+pub fn parse(record: &[u8]) -> Option<(u64, String)> {
     let text = String::from_utf8_lossy(record);
     let (head, body) = text.split_once(';')?;
     let mut fields = head.split(',').skip(1);

@@ -1,6 +1,6 @@
 //! Bringing the network up: an interface with a link, an address, a route, name servers.
 
-mod dhcp;
+pub mod dhcp;
 mod interface;
 mod netlink;
 

@@ -304,8 +304,8 @@ fn punch(log: &File, length: u64) -> io::Result<()> {
     Ok(fallocate(log, flags, 0, length)?)
 }
 
-/// Events of up to [`BATCH`] whole lines, and how many bytes those have. A line that is no event is passed over.
-pub(crate) fn parse_lines(bytes: &[u8]) -> (Vec<Event>, usize) {
+/// Events of up to a batch of whole lines, and how many bytes those have. A line that is no event is passed over.
+pub fn parse_lines(bytes: &[u8]) -> (Vec<Event>, usize) {
     let mut used = 0;
     let mut events = Vec::new();
     for line in bytes.split_inclusive(|b| *b == b'\n').take(BATCH) {

@@ -23,7 +23,18 @@ const MAX_NAME: usize = 4096;
 ///
 /// # Errors
 /// It is no archive, has an entry of another kind, or the file system is full.
-pub(crate) fn unpack(mut archive: impl Read, root: &Path) -> io::Result<()> {
+pub(crate) fn unpack(archive: impl Read, root: &Path) -> io::Result<()> {
+    entries(archive, |entry, data| entry.make(&root.join(&entry.name), data))
+}
+
+/// Shows every entry of one archive to `each`, with its data, of which all has to be read.
+///
+/// # Errors
+/// It is no archive, has an entry whose name leads out of it, or `each` failed.
+pub fn entries(
+    mut archive: impl Read,
+    mut each: impl FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
+) -> io::Result<()> {
     loop {
         let mut header = [0; HEADER];
         archive.read_exact(&mut header)?;
@@ -32,14 +43,24 @@ pub(crate) fn unpack(mut archive: impl Read, root: &Path) -> io::Result<()> {
         if name == TRAILER {
             return Ok(());
         }
-        let path = below(root, &name)?;
+        let entry = Entry { name: inside(&name)?, mode: fields.mode, device: fields.device };
         let mut data = archive.by_ref().take(u64::from(fields.size));
-        fields.make(&path, &mut data).map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))?;
+        each(&entry, &mut data).map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))?;
         if data.limit() != 0 {
             return Err(wrong("an entry ends early"));
         }
         skip(&mut archive, padding(fields.size as usize))?;
     }
+}
+
+/// One entry, but for its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it belongs: a path that stays below wherever it is put.
+    pub name: PathBuf,
+    /// Kind and permissions, as `st_mode` has them (inode(7)).
+    pub mode: u32,
+    device: (u32, u32),
 }
 
 struct Fields {
@@ -76,8 +97,10 @@ impl Fields {
         }
         String::from_utf8(name).map_err(|_| wrong("a name is not UTF-8"))
     }
+}
 
-    fn make(&self, path: &Path, data: &mut impl Read) -> io::Result<()> {
+impl Entry {
+    fn make(&self, path: &Path, data: &mut dyn Read) -> io::Result<()> {
         let permissions = self.mode & 0o7777;
         match self.mode & 0o170_000 {
             0o040_000 => {
@@ -105,10 +128,11 @@ impl Fields {
     }
 }
 
-/// `name` below `root`, if it stays there.
-fn below(root: &Path, name: &str) -> io::Result<PathBuf> {
-    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if inside { Ok(root.join(name)) } else { Err(wrong("a name leads out of the archive")) }
+/// `name` as a path, if it stays where it is put.
+fn inside(name: &str) -> io::Result<PathBuf> {
+    let path = Path::new(name);
+    let inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if inside { Ok(path.to_owned()) } else { Err(wrong("a name leads out of the archive")) }
 }
 
 fn padding(length: usize) -> usize {

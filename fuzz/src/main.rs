@@ -10,12 +10,16 @@ use std::{env, sync::LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 
+mod boot;
 mod network;
 mod signed;
 mod storage;
 
-/// Every target by name; its seeds are in `corpus/<name>/`.
-const TARGETS: [(&str, fn(&[u8])); 12] = [
+/// Says whether the input is a good one.
+type Target = fn(&[u8]) -> bool;
+
+/// Every target by name; its seeds are in `corpus/<name>/`, and those that have to be good are named `good-…`.
+const TARGETS: [(&str, Target); 17] = [
     ("node-config", storage::node_config),
     ("config-area", storage::config_area),
     ("disk-probe", storage::disk_probe),
@@ -26,11 +30,19 @@ const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("trust-update", signed::trust_update),
     ("trust-chain", signed::trust_chain),
     ("answers", network::answers),
+    ("http-answer", network::http_answer),
     ("dns", network::dns),
     ("dhcp", network::dhcp),
+    ("kernel-log", boot::kernel_log),
+    ("events", boot::events),
+    ("handover", boot::handover),
+    ("cpio", boot::cpio),
 ];
 
-static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
+/// Whether every input has to be good: then the corpus is checked, not the parser.
+static DEMANDED: LazyLock<bool> = LazyLock::new(|| env::var_os("ORRERY_FUZZ_GOOD").is_some());
+
+static TARGET: LazyLock<Target> = LazyLock::new(|| {
     let name = env::var("ORRERY_FUZZ_TARGET").unwrap_or_default();
     match TARGETS.iter().find(|(known, _)| *known == name) {
         Some((_, target)) => *target,
@@ -38,4 +50,7 @@ static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
     }
 });
 
-fuzz_target!(|bytes: &[u8]| TARGET(bytes));
+fuzz_target!(|bytes: &[u8]| {
+    let good = TARGET(bytes);
+    assert!(good || !*DEMANDED, "the parser refuses this seed");
+});

@@ -10,52 +10,52 @@ fn root() -> TrustRoot {
 }
 
 /// The frame, alone and as the first of several.
-pub(crate) fn envelope(bytes: &[u8]) {
+pub(crate) fn envelope(bytes: &[u8]) -> bool {
     if let Ok((first, rest)) = Envelope::split_first(bytes) {
         assert_eq!([first, rest].concat(), bytes);
     }
-    if let Ok(envelope) = Envelope::parse(bytes) {
-        let _ = envelope.claimed_signers().count();
-        let _ = envelope.verify(envelope.claimed_type(), &root());
-        assert!(
-            envelope.claimed_type() == PayloadType::BootScript
-                || envelope.verify(PayloadType::BootScript, &root()).is_err()
-        );
-    }
+    let Ok(envelope) = Envelope::parse(bytes) else { return false };
+    let _ = envelope.claimed_signers().count();
+    assert!(
+        envelope.claimed_type() == PayloadType::BootScript
+            || envelope.verify(PayloadType::BootScript, &root()).is_err()
+    );
+    envelope.verify(envelope.claimed_type(), &root()).is_ok()
 }
 
 /// A script's payload.
-pub(crate) fn boot_script(bytes: &[u8]) {
-    if let Ok(script) = BootScript::decode(bytes)
-        && let Ok(again) = script.encode()
-    {
+pub(crate) fn boot_script(bytes: &[u8]) -> bool {
+    let Ok(script) = BootScript::decode(bytes) else { return false };
+    if let Ok(again) = script.encode() {
         assert_eq!(BootScript::decode(&again), Ok(script));
     }
+    true
 }
 
 /// A manifest's payload.
-pub(crate) fn release_manifest(bytes: &[u8]) {
-    if let Ok(manifest) = ReleaseManifest::decode(bytes) {
-        // That there is one of each is what having a manifest proves.
-        let _ = (manifest.kernel(), manifest.node_os(), manifest.images().count());
-        if let Ok(again) = manifest.encode() {
-            assert_eq!(ReleaseManifest::decode(&again), Ok(manifest));
-        }
+pub(crate) fn release_manifest(bytes: &[u8]) -> bool {
+    let Ok(manifest) = ReleaseManifest::decode(bytes) else { return false };
+    // That there is one of each is what having a manifest proves.
+    let _ = (manifest.kernel(), manifest.node_os(), manifest.images().count());
+    if let Ok(again) = manifest.encode() {
+        assert_eq!(ReleaseManifest::decode(&again), Ok(manifest));
     }
+    true
 }
 
 /// A trust update's payload.
-pub(crate) fn trust_update(bytes: &[u8]) {
-    if let Ok(update) = TrustUpdate::decode(bytes)
-        && let Ok(again) = update.encode()
-    {
+pub(crate) fn trust_update(bytes: &[u8]) -> bool {
+    let Ok(update) = TrustUpdate::decode(bytes) else { return false };
+    if let Ok(again) = update.encode() {
         assert_eq!(TrustUpdate::decode(&again), Ok(update));
     }
+    true
 }
 
 /// Several updates, one after the other.
-pub(crate) fn trust_chain(bytes: &[u8]) {
+pub(crate) fn trust_chain(bytes: &[u8]) -> bool {
     let start = Root { serial: 0, trust: root(), ca: String::new() };
     let (reached, _) = start.follow(bytes);
     assert!(reached.serial >= start.serial);
+    reached.serial > start.serial
 }

@@ -2,6 +2,7 @@
 //!
 //! Non-goals: any other server than central, redirects, proxies, cookies.
 
+mod canned;
 mod date;
 mod error;
 mod identity;
@@ -21,12 +22,13 @@ use ureq::{
     Agent, Body, SendBody,
     http::{Request, Response},
     tls::{PemItem, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider, parse_pem},
-    unversioned::transport::DefaultConnector,
+    unversioned::transport::{Connector, DefaultConnector},
 };
 
 /// Parsers that are private otherwise, for the fuzz targets.
 #[doc(hidden)]
 pub mod fuzzing {
+    pub use crate::canned::client;
     pub use crate::resolve::parse_any as dns_answer;
 }
 
@@ -270,6 +272,10 @@ fn tls() -> TlsConfigBuilder {
 }
 
 fn agent(tls: TlsConfig, resolver: Resolver, https_only: bool) -> Agent {
+    agent_over(DefaultConnector::default(), tls, resolver, https_only)
+}
+
+fn agent_over(connector: impl Connector, tls: TlsConfig, resolver: Resolver, https_only: bool) -> Agent {
     let config = Agent::config_builder()
         .tls_config(tls)
         .https_only(https_only)
@@ -284,7 +290,7 @@ fn agent(tls: TlsConfig, resolver: Resolver, https_only: bool) -> Agent {
         .input_buffer_size(128 * 1024)
         .user_agent(concat!("orrery/", env!("CARGO_PKG_VERSION")))
         .build();
-    Agent::with_parts(config, DefaultConnector::default(), resolver)
+    Agent::with_parts(config, connector, resolver)
 }
 
 /// One request, answered with success.

@@ -157,11 +157,10 @@ fn query(id: u16, name: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// For the fuzzer: reads a packet as the answer to whatever it says it answers.
-pub fn parse_any(bytes: &[u8]) {
-    if let [high, low, ..] = *bytes {
-        let _ = parse(bytes, u16::from_be_bytes([high, low]));
-    }
+/// For the fuzzer: reads a packet as the answer to whatever it says it answers, and says whether it has addresses.
+pub fn parse_any(bytes: &[u8]) -> bool {
+    let [high, low, ..] = *bytes else { return false };
+    matches!(parse(bytes, u16::from_be_bytes([high, low])), Some(Answer::Addresses(_)))
 }
 
 /// The answer in a packet; none if the packet is not the answer to `id` at all.

@@ -107,6 +107,27 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     Ok(output.join(TARGET).join("release/orrery-fuzz"))
 }
 
+/// A seed that its parser refuses at the first byte leads nowhere: those named `good-…` are accepted.
+fn check_seeds(workspace: &Workspace, program: &Path, target: &str) -> Result<()> {
+    let folder = workspace.root.join("fuzz/corpus").join(target);
+    let mut seeds = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))? {
+        let entry = entry.with_context(|| format!("listing {}", folder.display()))?;
+        if entry.file_name().as_encoded_bytes().starts_with(b"good-") {
+            seeds.push(entry.path());
+        }
+    }
+    if seeds.is_empty() {
+        bail!("{} has no seed named good-…", folder.display());
+    }
+    let output = workspace.output().join("fuzz");
+    fs::create_dir_all(&output).with_context(|| format!("making {}", output.display()))?;
+    let mut checker = Command::new(program);
+    checker.env("ORRERY_FUZZ_TARGET", target).env("ORRERY_FUZZ_GOOD", "1").args(seeds);
+    command::logged(checker.current_dir(&output), &workspace.log(&format!("fuzz-{target}"))?)
+        .with_context(|| format!("{target}: a seed in {} is refused", folder.display()))
+}
+
 fn fuzz(workspace: &Workspace, program: &Path, target: &str, seconds: u32, seed: u32) -> Result<()> {
     let step = Step::start("fuzz", &format!("{target} for {seconds} s"));
     let folder = workspace.output().join("fuzz");
@@ -124,6 +145,7 @@ fn fuzz(workspace: &Workspace, program: &Path, target: &str, seconds: u32, seed:
         format!("-artifact_prefix={}", crashes.display()),
         "-print_final_stats=1".into(),
     ]);
+    check_seeds(workspace, program, target)?;
     // New inputs go into the first folder; the committed seeds are only read.
     fuzzer.arg(&finds).arg(workspace.root.join("fuzz/corpus").join(target));
     let log = workspace.log(&format!("fuzz-{target}"))?;

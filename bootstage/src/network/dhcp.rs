@@ -11,8 +11,8 @@ use std::{
 };
 
 use smoltcp::{
-    iface::{Config, Interface as SmolInterface, SocketSet},
-    phy::{Medium, RawSocket, wait},
+    iface::{Config, Interface as SmolInterface, SocketHandle, SocketSet},
+    phy::{Device, Medium, RawSocket, wait},
     socket::dhcpv4,
     time::{Duration, Instant},
     wire::{DhcpRepr, EthernetAddress, HardwareAddress},
@@ -30,48 +30,81 @@ const LONGEST_LEASE_S: u32 = 24 * 3600;
 
 /// An address on loan.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Lease {
-    pub(super) address: Ipv4Addr,
-    pub(super) prefix: u8,
-    pub(super) gateway: Option<Ipv4Addr>,
-    pub(super) dns: Vec<Ipv4Addr>,
-    pub(super) seconds: u32,
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Bits of the network's part of it.
+    pub prefix: u8,
+    /// Who forwards everything else.
+    pub gateway: Option<Ipv4Addr>,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// How long it lasts, at most a day.
+    pub seconds: u32,
+}
+
+/// A client that asks for one address. It knows no clock and no wire: the caller brings both to every step.
+pub struct Client<'a> {
+    interface: SmolInterface,
+    sockets: SocketSet<'a>,
+    handle: SocketHandle,
+}
+
+impl<'a> Client<'a> {
+    /// A client behind `device`, whose address is `mac`. Transaction numbers follow from `seed`; `packet` holds what the server
+    /// said last.
+    pub fn new(mac: EthernetAddress, seed: u64, device: &mut impl Device, packet: &'a mut [u8], now: Instant) -> Self {
+        let mut config = Config::new(HardwareAddress::Ethernet(mac));
+        config.random_seed = seed;
+        let interface = SmolInterface::new(config, device, now);
+        let mut socket = dhcpv4::Socket::new();
+        socket.set_receive_packet_buffer(packet);
+        let mut retry = socket.get_retry_config();
+        retry.discover_timeout = DISCOVER_RETRY;
+        retry.initial_request_timeout = REQUEST_RETRY;
+        socket.set_retry_config(retry);
+        let mut sockets = SocketSet::new(Vec::new());
+        let handle = sockets.add(socket);
+        Self { interface, sockets, handle }
+    }
+
+    /// Takes what arrived, sends what is due, and yields the address once there is one.
+    pub fn step(&mut self, now: Instant, device: &mut impl Device) -> Option<Lease> {
+        self.interface.poll(now, device, &mut self.sockets);
+        let event = self.sockets.get_mut::<dhcpv4::Socket<'_>>(self.handle).poll()?;
+        let dhcpv4::Event::Configured(config) = event else { return None };
+        let said = config.packet.as_ref().and_then(|p| DhcpRepr::parse(p).ok()?.lease_duration);
+        Some(Lease {
+            address: config.address.address(),
+            prefix: config.address.prefix_len(),
+            gateway: config.router,
+            dns: config.dns_servers.to_vec(),
+            seconds: said.unwrap_or(DEFAULT_LEASE_S).min(LONGEST_LEASE_S),
+        })
+    }
+
+    /// How long nothing is due, unless something arrives.
+    fn pause(&mut self, now: Instant) -> Option<Duration> {
+        self.interface.poll_delay(now, &self.sockets)
+    }
 }
 
 /// Asks for an address; `None` if nobody gives one in time.
 pub(super) fn acquire(nic: &Interface, within: time::Duration) -> io::Result<Option<Lease>> {
     let mut device = RawSocket::new(&nic.name, Medium::Ethernet)?;
     let descriptor = device.as_raw_fd();
-    let mut config = Config::new(HardwareAddress::Ethernet(mac(&nic.mac)?));
-    config.random_seed = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
-    let mut interface = SmolInterface::new(config, &mut device, Instant::now());
-
+    let seed = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
     let mut packet = vec![0; 1500];
-    let mut socket = dhcpv4::Socket::new();
-    socket.set_receive_packet_buffer(&mut packet);
-    let mut retry = socket.get_retry_config();
-    retry.discover_timeout = DISCOVER_RETRY;
-    retry.initial_request_timeout = REQUEST_RETRY;
-    socket.set_retry_config(retry);
-    let mut sockets = SocketSet::new(Vec::new());
-    let handle = sockets.add(socket);
+    let mut client = Client::new(mac(&nic.mac)?, seed, &mut device, &mut packet, Instant::now());
 
     let end = time::Instant::now() + within;
     while time::Instant::now() < end {
         let now = Instant::now();
-        interface.poll(now, &mut device, &mut sockets);
-        if let Some(dhcpv4::Event::Configured(config)) = sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
-            let said = config.packet.as_ref().and_then(|p| DhcpRepr::parse(p).ok()?.lease_duration);
-            return Ok(Some(Lease {
-                address: config.address.address(),
-                prefix: config.address.prefix_len(),
-                gateway: config.router,
-                dns: config.dns_servers.to_vec(),
-                seconds: said.unwrap_or(DEFAULT_LEASE_S).min(LONGEST_LEASE_S),
-            }));
+        if let Some(lease) = client.step(now, &mut device) {
+            return Ok(Some(lease));
         }
         let left = Duration::from_millis(end.saturating_duration_since(time::Instant::now()).as_millis() as u64);
-        let pause = interface.poll_delay(now, &sockets).map_or(left, |delay| delay.min(left));
+        let pause = client.pause(now).map_or(left, |delay| delay.min(left));
         wait(descriptor, Some(pause))?;
     }
     Ok(None)
