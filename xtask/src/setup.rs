@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What is needed, by what needs it.
-const PACKAGES: [(&str, &[&str]); 5] = [
+const PACKAGES: [(&str, &[&str]); 6] = [
     (
         "building C programs",
         &[
@@ -35,6 +35,7 @@ const PACKAGES: [(&str, &[&str]); 5] = [
     ("making images", &["xorriso", "isolinux", "syslinux-common", "systemd-boot-efi", "mmdebstrap"]),
     ("running machines", &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe-qemu", "seabios"]),
     ("logging in", &["openssh-client", "openssh-sftp-server"]),
+    ("making container images in tests", &["skopeo", "umoci"]),
     ("acting as a compromised boot server in tests", &["sqlite3"]),
 ];
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// What each crate may use of the workspace: `protocol` ← `sys` ← domain libraries ← programs. A crate that is
 /// not listed, or a use that is not, is refused until someone thought about it here.
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("orrery-protocol", &[]),
     ("no-std-proof", &["orrery-protocol"]),
     ("orrery-sys", &[]),
@@ -28,6 +28,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("orrery-installer", &["orrery-protocol", "orrery-sys"]),
     ("orrery-sshd", &["orrery-sys"]),
     ("orrery-image-store", &["orrery-protocol", "orrery-sys"]),
+    ("orrery-image-source", &["orrery-image-store", "orrery-protocol"]),
     ("orrery-sliver", &["orrery-protocol", "orrery-sys", "orrery-image-store"]),
     ("orrery-image-builder", &["orrery-protocol"]),
     ("orrery-qemu", &[]),

@@ -23,7 +23,7 @@ const COMPONENT_BYTES: usize = 255;
 ///
 /// # Errors
 /// When it is absolute, has `..`, or is too long.
-pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, ImportError> {
+pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, ImportError> {
     let hostile = |reason| Err(ImportError::Hostile { path: display(path), reason });
     if path.len() > PATH_BYTES {
         return hostile("the path is too long");

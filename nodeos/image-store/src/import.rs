@@ -3,26 +3,24 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufReader, Read, Write},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use orrery_protocol::{Digest, Sha256};
 use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid},
+    fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid},
     io::Errno,
 };
 
 use crate::{
     ImportError, Lock, Store, StoreError,
-    archive::{self, Entry, Kind, display},
+    archive::{Archive, Entry, Kind, PATH_BYTES, display, read_up_to},
     directories::{Directories, components},
     object::{self, Metadata},
 };
 
-/// Entries of one image.
-const ENTRIES: u64 = 2_000_000;
 /// Bytes of directory names and attributes remembered until the end of an import.
 const NAME_BYTES: u64 = 64 << 20;
 /// Files up to this size are held in memory, and written only when the object is found missing.
@@ -66,12 +64,25 @@ impl Store {
             return Ok(Imported { present: true, ..Imported::default() });
         }
         self.clean(&lock)?;
-        let result = self.import_locked(reader, image, limit, &lock);
-        if result.is_err() {
-            // What remains is removed when the store is used next; the cause is what the caller needs.
-            let _ = self.clean(&lock);
+        self.import_locked(reader, image, limit, &lock)
+    }
+
+    /// Imports an image again, whether it is there or not, and puts the new tree in the place of the old one at once: files
+    /// that are damaged or missing come from the archive, all others are those that were there. What still runs on the
+    /// image must be stopped first.
+    ///
+    /// # Errors
+    /// As for [`import`](Self::import); the old tree is still there then.
+    pub fn repair(&self, reader: impl Read, image: &Digest, limit: u64) -> Result<Imported, ImportError> {
+        let lock = self.blocking_lock()?;
+        self.clean(&lock)?;
+        if self.tree(image).is_some() {
+            self.verify_locked(image, &lock)?;
         }
-        result
+        let imported = self.import_locked(reader, image, limit, &lock)?;
+        // The old tree, which has the unfinished one's name now.
+        self.clean(&lock)?;
+        Ok(imported)
     }
 
     fn import_locked(
@@ -81,6 +92,16 @@ impl Store {
         limit: u64,
         lock: &Lock,
     ) -> Result<Imported, ImportError> {
+        let result = self.fill_tree(reader, image, limit, lock);
+        if result.is_err() {
+            // What remains is removed when the store is used next; the cause is what the caller needs.
+            let _ = self.clean(lock);
+        }
+        result
+    }
+
+    /// May leave an unfinished tree.
+    fn fill_tree(&self, reader: impl Read, image: &Digest, limit: u64, lock: &Lock) -> Result<Imported, ImportError> {
         let partial = self.partial_path(image);
         fs::create_dir(&partial).map_err(StoreError::at("making directory", &partial))?;
         let mut import = Import::new(&self.root, &partial)?;
@@ -106,7 +127,8 @@ impl Store {
         // Everything has to be on the disk before the name says so. One call instead of one for each file.
         rustix::fs::syncfs(&lock.root).map_err(StoreError::at("writing out", &self.root))?;
         let tree = self.tree_path(image);
-        fs::rename(&partial, &tree).map_err(StoreError::at("renaming to", &tree))?;
+        let flags = if tree.is_dir() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        rustix::fs::renameat_with(CWD, &partial, CWD, &tree, flags).map_err(StoreError::at("renaming to", &tree))?;
         let trees = self.root.join("trees");
         File::open(&trees).and_then(|trees| trees.sync_all()).map_err(StoreError::at("writing out", &trees))?;
         Ok(import.imported)
@@ -159,32 +181,14 @@ impl Import {
 
     /// Unpacks every entry and reads `stream` to its end.
     fn unpack(&mut self, stream: impl Read, limit: u64) -> Result<(), ImportError> {
-        let too_large = || ImportError::TooLarge { limit, of: "bytes" };
-        let mut archive = tar::Archive::new(stream);
-        let mut entries = archive.entries().map_err(ImportError::Reading)?.raw(true);
-        let mut count = 0;
-        while let Some(entry) = archive::next(&mut entries)? {
-            count += 1;
-            if count > ENTRIES {
-                return Err(ImportError::TooLarge { limit: ENTRIES, of: "entries" });
-            }
-            if entry.content.raw_file_position().checked_add(entry.size).is_none_or(|end| end > limit) {
-                return Err(too_large());
-            }
+        let mut archive = Archive::new(stream, limit);
+        while let Some(entry) = archive.next()? {
             self.entry(entry)?;
         }
-        // Padding, and for a compressed archive the checksum of its last frame.
-        let mut rest = archive.into_inner().take(limit.saturating_add(1));
-        if io::copy(&mut rest, &mut io::sink()).map_err(ImportError::Reading)? > limit {
-            return Err(too_large());
-        }
-        Ok(())
+        archive.finish()
     }
 
     fn entry(&mut self, entry: Entry<'_, impl Read>) -> Result<(), ImportError> {
-        if entry.kind == Kind::Comment {
-            return Ok(());
-        }
         let name = entry.name.clone();
         let parts = components(&name)?;
         if entry.kind == Kind::Directory {
@@ -208,7 +212,7 @@ impl Import {
                 self.hard_link(&name, parents, last, &target)?;
                 self.imported.hard_links += 1;
             }
-            Kind::Directory | Kind::Comment => {}
+            Kind::Directory => {}
         }
         Ok(())
     }
@@ -242,9 +246,6 @@ impl Import {
         if entry.size <= SMALL {
             self.buffer.clear();
             entry.content.read_to_end(&mut self.buffer).map_err(ImportError::Reading)?;
-            if self.buffer.len() as u64 != entry.size {
-                return Err(ImportError::Reading(io::ErrorKind::UnexpectedEof.into()));
-            }
             hasher.update(&self.buffer);
             let id = hasher.finish();
             if self.link(&id, last).map_err(failed)? {
@@ -259,16 +260,15 @@ impl Import {
         } else {
             let mut object = create(&self.temporary, "object").map_err(failed)?;
             self.buffer.resize(1 << 16, 0);
-            let mut left = entry.size;
-            while left > 0 {
-                let length = entry.content.read(&mut self.buffer).map_err(ImportError::Reading)?;
+            loop {
+                let length = read_up_to(&mut entry.content, &mut self.buffer).map_err(ImportError::Reading)?;
                 if length == 0 {
-                    return Err(ImportError::Reading(io::ErrorKind::UnexpectedEof.into()));
+                    break;
                 }
                 hasher.update(&self.buffer[..length]);
-                object.write_all(&self.buffer[..length]).map_err(failed)?;
-                left = left.saturating_sub(length as u64);
+                put_sparse(&mut object, &self.buffer[..length]).map_err(failed)?;
             }
+            object.set_len(entry.size).map_err(failed)?;
             let id = hasher.finish();
             if self.link(&id, last).map_err(failed)? {
                 rustix::fs::unlinkat(&self.temporary, "object", AtFlags::empty())
@@ -318,14 +318,14 @@ impl Import {
     fn copy_object(&self, from: &str, to: &str) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut from = File::from(rustix::fs::openat(&self.objects, from, flags, Mode::empty())?);
-        let (metadata, _) = Metadata::of(&from)?;
+        let metadata = Metadata::of(&from)?.metadata;
         let mut copy = create(&self.objects, to)?;
         io::copy(&mut from, &mut copy)?;
         metadata.apply(&copy)
     }
 
     fn symlink(&self, last: &[u8], name: &[u8], target: &[u8], metadata: &Metadata) -> Result<(), ImportError> {
-        if target.is_empty() || target.len() >= archive::PATH_BYTES || target.contains(&0) {
+        if target.is_empty() || target.len() >= PATH_BYTES || target.contains(&0) {
             return Err(ImportError::Malformed { path: display(name), reason: "the link's target is not a path" });
         }
         let directory = self.tree.current();
@@ -415,6 +415,15 @@ fn put(directory: impl AsFd, last: &[u8], make: impl Fn() -> rustix::io::Result<
             make()
         }
         other => other,
+    }
+}
+
+/// Writes the next piece of a file, or leaves a hole where it is nothing but zeros. The file's length has to be set in the end.
+pub fn put_sparse(file: &mut File, piece: &[u8]) -> io::Result<()> {
+    if piece.iter().all(|&byte| byte == 0) {
+        file.seek(SeekFrom::Current(piece.len().try_into().map_err(io::Error::other)?)).map(drop)
+    } else {
+        file.write_all(piece)
     }
 }
 

@@ -11,12 +11,11 @@
 //! Not done here: fetching and checking signatures, and protecting trees from writers. A tree's symbolic links are
 //! those of the archive and may lead anywhere; never follow them outside a root of their own.
 
-mod archive;
+pub mod archive;
 mod directories;
 mod error;
 mod import;
 mod object;
-mod pax;
 #[cfg(test)]
 mod tests;
 
@@ -29,11 +28,13 @@ use std::{
 };
 
 use orrery_protocol::Digest;
-use rustix::fs::FlockOperation;
+use rustix::{fs::FlockOperation, io::Errno};
 
 pub use crate::{
+    directories::components,
     error::{ImportError, StoreError},
-    import::Imported,
+    import::{Imported, put_sparse},
+    object::{Examined, Metadata},
 };
 
 /// The end of an unfinished tree's name.
@@ -108,14 +109,18 @@ impl Store {
         }
     }
 
-    /// Reads all regular files of an image again and returns those whose content or metadata is not what it was, as
-    /// paths in the tree. Their objects are taken out of the store, so that the image is whole again after
-    /// [`remove`](Self::remove) and [`import`](Self::import). Missing files are not noticed.
+    /// Reads all regular files of an image again and returns those whose content or metadata is not what it was, or that the disk
+    /// does not give any more, as paths in the tree. Their objects are taken out of the store, so that
+    /// [`repair`](Self::repair) replaces them. Missing files are not noticed.
     ///
     /// # Errors
     /// When there is no such image, or it cannot be read.
     pub fn verify(&self, image: &Digest) -> Result<Vec<PathBuf>, StoreError> {
-        let _lock = self.blocking_lock()?;
+        let lock = self.blocking_lock()?;
+        self.verify_locked(image, &lock)
+    }
+
+    fn verify_locked(&self, image: &Digest, _lock: &Lock) -> Result<Vec<PathBuf>, StoreError> {
         let tree = self.tree_path(image);
         let mut good = HashSet::new();
         let mut bad = HashSet::new();
@@ -127,9 +132,13 @@ impl Store {
                 if stat.is_dir() {
                     pending.push(path);
                 } else if stat.is_file() && !good.contains(&stat.ino()) {
-                    let id = File::open(&path).and_then(|file| object::identify(&file));
-                    let id = id.map_err(StoreError::at("reading", &path))?;
-                    if self.is_object(&id, &stat) {
+                    let id = match File::open(&path).and_then(|file| object::identify(&file)) {
+                        Ok(id) => Some(id),
+                        // The disk, or a checksum of the file system, says that the content is lost.
+                        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::IO | Errno::BADMSG)) => None,
+                        Err(error) => return Err(StoreError::at("reading", &path)(error)),
+                    };
+                    if id.map_or(Ok(false), |id| self.is_object(&id, &stat))? {
                         good.insert(stat.ino());
                     } else {
                         bad.insert(stat.ino());
@@ -145,11 +154,18 @@ impl Store {
         Ok(damaged)
     }
 
-    /// Whether the file is the object `id` or one of its siblings.
-    fn is_object(&self, id: &Digest, stat: &fs::Metadata) -> bool {
-        (0..)
-            .map_while(|sibling| fs::symlink_metadata(self.root.join("objects").join(object::name(id, sibling))).ok())
-            .any(|object| (object.dev(), object.ino()) == (stat.dev(), stat.ino()))
+    /// Whether the file is the object `id` or one of its siblings, of which any may have gone with its last tree.
+    fn is_object(&self, id: &Digest, stat: &fs::Metadata) -> Result<bool, StoreError> {
+        let first = self.root.join("objects").join(object::name(id, 0));
+        let same = |path: &Path| {
+            fs::symlink_metadata(path).is_ok_and(|object| (object.dev(), object.ino()) == (stat.dev(), stat.ino()))
+        };
+        if same(&first) {
+            return Ok(true);
+        }
+        let Some(directory) = first.parent().filter(|directory| directory.is_dir()) else { return Ok(false) };
+        let id = id.to_string();
+        Ok(list(directory)?.iter().any(|path| path.file_stem().is_some_and(|stem| *stem == *id) && same(path)))
     }
 
     fn tree_path(&self, image: &Digest) -> PathBuf {
@@ -171,8 +187,8 @@ impl Store {
         loop {
             match rustix::fs::flock(&root, operation) {
                 Ok(()) => return Ok(Some(Lock { root })),
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
                 Err(errno) => return Err(StoreError::at("locking", &self.root)(errno)),
             }
         }

@@ -14,15 +14,28 @@ const FORMAT: &[u8] = b"orrery object 1\n";
 
 /// What a file has besides its content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Metadata {
+pub struct Metadata {
     /// Permissions with the set-id and sticky bits.
-    pub(crate) mode: u32,
-    pub(crate) owner: u32,
-    pub(crate) group: u32,
-    /// Seconds and nanoseconds.
-    pub(crate) modified: (i64, u32),
+    pub mode: u32,
+    /// Its user's id.
+    pub owner: u32,
+    /// Its group's id.
+    pub group: u32,
+    /// When it was modified: seconds since 1970 and nanoseconds.
+    pub modified: (i64, u32),
     /// Extended attributes, sorted by name.
-    pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What a file or directory on this machine was found to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// What belongs into a tree.
+    pub metadata: Metadata,
+    /// In bytes.
+    pub size: u64,
+    /// Extended attributes that do not belong into a tree.
+    pub skipped_attributes: u64,
 }
 
 /// Whether an extended attribute belongs into a tree. The others mean something to the kernel of the node, such as
@@ -70,13 +83,21 @@ impl Metadata {
         Timestamps { last_access: time, last_modification: time }
     }
 
-    /// What a file has, and its size.
-    pub(crate) fn of(file: &File) -> io::Result<(Self, u64)> {
+    /// Examines a file or directory.
+    ///
+    /// # Errors
+    /// When it cannot be examined.
+    pub fn of(file: &File) -> io::Result<Examined> {
         let stat = rustix::fs::fstat(file)?;
         let mut names = vec![0; rustix::fs::flistxattr_query(file)?];
         let length = rustix::fs::flistxattr(file, names.as_mut_slice())?;
         let mut attributes = Vec::new();
-        for name in names[..length].split(|&byte| byte == 0).filter(|name| keeps_attribute(name)) {
+        let mut skipped_attributes = 0;
+        for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+            if !keeps_attribute(name) {
+                skipped_attributes += 1;
+                continue;
+            }
             let mut value = vec![0; rustix::fs::fgetxattr_query(file, name)?];
             let length = rustix::fs::fgetxattr(file, name, value.as_mut_slice())?;
             value.truncate(length);
@@ -90,13 +111,13 @@ impl Metadata {
             modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
             attributes,
         };
-        Ok((metadata, stat.st_size.cast_unsigned()))
+        Ok(Examined { metadata, size: stat.st_size.cast_unsigned(), skipped_attributes })
     }
 }
 
 /// The name that an object with this file's content and metadata has.
 pub(crate) fn identify(mut file: &File) -> io::Result<Digest> {
-    let (metadata, size) = Metadata::of(file)?;
+    let Examined { metadata, size, .. } = Metadata::of(file)?;
     let mut hasher = metadata.hasher(size);
     let mut buffer = vec![0; 1 << 16];
     loop {

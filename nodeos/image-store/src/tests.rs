@@ -1,10 +1,12 @@
 //! Whole imports, of archives made here.
 
 use std::{
-    fs,
+    collections::HashSet,
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
+    process::Command,
 };
 
 use orrery_protocol::Digest;
@@ -157,7 +159,8 @@ fn hostile_archives_are_refused() {
     check(&[(".", FILE, "")], "not a directory");
     check(&[("", FILE, "")], "not one");
     check(&[("empty", SYMLINK, "")], "not a path");
-    check(&[("sparse", EntryType::GNUSparse, "")], "not supported");
+    check(&[("sparse", EntryType::GNUSparse, "")], "map of holes");
+    check(&[("volume", EntryType::new(b'V'), "")], "not supported");
     check(&[("bin", SYMLINK, "/"), ("bin", FILE, "replaced")], "accepted");
     check(&[("file", FILE, "x"), ("file", LINK, "file")], "accepted");
     check(&[("null", EntryType::Char, ""), ("pipe", EntryType::Fifo, "")], "accepted");
@@ -214,16 +217,29 @@ fn metadata_is_kept() {
 
 #[test]
 fn damage_is_found_and_mended() {
-    let (_root, store) = store();
-    let archive = archive(&[("a", FILE, "content"), ("b", FILE, "more"), ("c", LINK, "a")]);
+    let (root, store) = store();
+    let archive = archive(&[("a", FILE, "content"), ("b", FILE, "more"), ("c", LINK, "a"), ("d", FILE, "lost")]);
     let image = Digest::of(&archive);
     import(&store, &archive).unwrap();
     let tree = store.tree(&image).unwrap();
     fs::write(tree.join("a"), "CONTENT").unwrap();
+    fs::remove_file(tree.join("d")).unwrap();
+    let good = fs::metadata(tree.join("b")).unwrap().ino();
     assert_eq!(store.verify(&image).unwrap(), [Path::new("a"), Path::new("c")]);
-    store.remove(&image).unwrap();
-    import(&store, &archive).unwrap();
+
+    // Another archive by mistake, or one that breaks off: nothing is lost.
+    for bad in [b"another".as_slice(), &archive[..1000]] {
+        store.repair(bad, &image, LIMIT).unwrap_err();
+        assert_eq!(fs::read_to_string(tree.join("b")).unwrap(), "more");
+    }
+    // The object of the lost file went when the first attempt was cleaned up.
+    assert_eq!(store.repair(archive.as_slice(), &image, LIMIT).unwrap().shared, 1);
     assert!(store.verify(&image).unwrap().is_empty());
+    for (name, content) in [("a", "content"), ("b", "more"), ("c", "content"), ("d", "lost")] {
+        assert_eq!(fs::read_to_string(tree.join(name)).unwrap(), content);
+    }
+    assert_eq!(fs::metadata(tree.join("b")).unwrap().ino(), good);
+    assert_eq!((objects(root.path()), fs::read_dir(root.path().join("trees")).unwrap().count()), (3, 1));
 }
 
 #[test]
@@ -243,6 +259,68 @@ fn a_file_with_all_its_links_gets_a_sibling() {
     assert_eq!(inodes, [inodes[0]; 3]);
     assert_eq!(inodes[0] != fs::metadata(&file).unwrap().ino(), full);
     assert!(store.verify(&Digest::of(&two)).unwrap().is_empty());
+
+    // The first goes with its image; the sibling is an object all the same.
+    fs::remove_dir_all(&links).unwrap();
+    store.remove(&Digest::of(&one)).unwrap();
+    assert!(store.verify(&Digest::of(&two)).unwrap().is_empty());
+    assert_eq!(objects(root.path()), 1);
+    import(&store, &one).unwrap();
+    assert!(store.verify(&Digest::of(&one)).unwrap().is_empty());
+}
+
+#[test]
+fn one_image_may_have_more_equal_files_than_a_file_may_have_links() {
+    const FILES: usize = 66_000;
+    let (root, store) = store();
+    let names: Vec<String> = (0..FILES).map(|number| format!("{}/{number}", number / 1000)).collect();
+    let members: Vec<Member<'_>> = names.iter().map(|name| (name.as_str(), FILE, "")).collect();
+    let archive = archive(&members);
+    let imported = import(&store, &archive).unwrap();
+    assert_eq!((imported.files, imported.shared), (FILES as u64, FILES as u64 - 1));
+    let tree = store.tree(&Digest::of(&archive)).unwrap();
+    let inodes: HashSet<_> = names.iter().map(|name| fs::metadata(tree.join(name)).unwrap().ino()).collect();
+    assert_eq!(objects(root.path()), inodes.len());
+    assert!(store.verify(&Digest::of(&archive)).unwrap().is_empty());
+    store.remove(&Digest::of(&archive)).unwrap();
+    assert_eq!(objects(root.path()), 0);
+}
+
+/// Sparse files as GNU tar writes them in each of its formats, and all the ways it has to write long names.
+#[test]
+fn archives_of_gnu_tar_are_read() {
+    let source = TempDir::new().unwrap();
+    let long = format!("{}/{}", "d".repeat(120), "f".repeat(200));
+    fs::create_dir(source.path().join("d".repeat(120))).unwrap();
+    fs::write(source.path().join(&long), "long").unwrap();
+    fs::hard_link(source.path().join(&long), source.path().join("linked")).unwrap();
+    std::os::unix::fs::symlink(&long, source.path().join("symlink")).unwrap();
+    let sparse = File::create(source.path().join("sparse")).unwrap();
+    // More extents than a header and one block hold.
+    for number in 0..40 {
+        sparse.write_all_at(format!("part {number}").as_bytes(), number * (1 << 17)).unwrap();
+    }
+    sparse.set_len(50 << 17).unwrap();
+    let content = fs::read(source.path().join("sparse")).unwrap();
+    for format in ["gnu", "pax --sparse-version=0.0", "pax --sparse-version=0.1", "pax --sparse-version=1.0"] {
+        let mut tar = Command::new("tar");
+        tar.args(["-cS", "--numeric-owner"]).arg("-C").arg(source.path());
+        tar.args(format!("--format={format}").split(' ')).args(["sparse", "symlink", &long, "linked"]);
+        let archive = tar.output().unwrap().stdout;
+        assert!(archive.len() < content.len(), "{format}: {}", archive.len());
+        let (_root, store) = store();
+        let imported = import(&store, &archive).unwrap();
+        assert_eq!((imported.files, imported.hard_links, imported.symlinks), (2, 1, 1), "{format}");
+        let tree = store.tree(&Digest::of(&archive)).unwrap();
+        assert!(fs::read(tree.join("sparse")).unwrap() == content, "{format}");
+        assert!(fs::metadata(tree.join("sparse")).unwrap().blocks() * 512 < content.len() as u64, "{format}");
+        assert_eq!(fs::read_to_string(tree.join("linked")).unwrap(), "long");
+        assert_eq!(fs::read_link(tree.join("symlink")).unwrap(), Path::new(&long));
+        assert!(tree.join(&long).is_file());
+        // A hole costs as much as what it stands for.
+        let error = store.import(archive.as_slice(), &Digest::of(b""), content.len() as u64).unwrap_err();
+        assert!(matches!(error, ImportError::TooLarge { .. }), "{format}: {error}");
+    }
 }
 
 proptest! {

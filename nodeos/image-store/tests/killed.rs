@@ -1,0 +1,148 @@
+//! A process that changes a store is killed at random instants. Whatever it was at, opening the store again finds whole trees only,
+//! every object that they need, and no other.
+//!
+//! Started without arguments this is the test; with a folder and a number, it is the process that gets killed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use orrery_image_store::Store;
+use orrery_protocol::Digest;
+
+const ROUNDS: u64 = 100;
+const IMAGES: u64 = 3;
+const FILES: u64 = 60;
+const LIMIT: u64 = 1 << 30;
+
+fn main() {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [folder, seed] if Path::new(folder).is_absolute() => work(Path::new(folder), seed.parse().unwrap()),
+        _ => rounds(),
+    }
+}
+
+/// Numbers that follow from a seed (Steele et al., 2014, "SplitMix").
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+/// A file of an image: two thirds of them are in all images, and some are longer than what an import holds in memory.
+fn content(image: u64, file: u64) -> Vec<u8> {
+    let owner = if file.is_multiple_of(3) { image } else { IMAGES };
+    let length = if file.is_multiple_of(20) { 1_200_000 } else { 100 + file * 50 };
+    let mut random = Random(owner << 32 | file);
+    (0..length).map(|_| random.below(256) as u8).collect()
+}
+
+fn archive(image: u64) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for file in 0..FILES {
+        let content = content(image, file);
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_uid(rustix::process::geteuid().as_raw().into());
+        header.set_gid(rustix::process::getegid().as_raw().into());
+        header.set_mtime(1_600_000_000);
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, format!("{}/{file}", file % 7), content.as_slice()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Changes the store until killed. Says that it has begun, so that nobody waits for its start.
+fn work(folder: &Path, seed: u64) {
+    let archives: Vec<_> = (0..IMAGES).map(|image| fs::read(folder.join(format!("{image}.tar"))).unwrap()).collect();
+    let store = Store::open(&folder.join("store")).unwrap();
+    let mut random = Random(seed);
+    println!("begun");
+    loop {
+        let archive = archives[random.below(IMAGES) as usize].as_slice();
+        let image = Digest::of(archive);
+        match random.below(6) {
+            0..=2 => drop(store.import(archive, &image, LIMIT).unwrap()),
+            3 => drop(store.repair(archive, &image, LIMIT).unwrap()),
+            4 if store.tree(&image).is_some() => assert!(store.verify(&image).unwrap().is_empty()),
+            _ => store.remove(&image).unwrap(),
+        }
+    }
+}
+
+fn rounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut images = BTreeMap::new();
+    for image in 0..IMAGES {
+        let archive = archive(image);
+        fs::write(folder.path().join(format!("{image}.tar")), &archive).unwrap();
+        images.insert(Digest::of(&archive).to_string(), image);
+    }
+    let root = folder.path().join("store");
+    // What was found, so that a test that kills too early or too late to see anything is noticed.
+    let (mut interrupted, mut seen) = (0, BTreeSet::new());
+    for seed in 0..ROUNDS {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .arg(folder.path())
+            .arg(seed.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
+        thread::sleep(Duration::from_micros(Random(!seed).below(60_000)));
+        let finished = child.try_wait().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(finished.is_none(), "seed {seed}: the process ended by itself: {finished:?}");
+
+        interrupted += usize::from(names(&root.join("trees")).iter().any(|tree| tree.ends_with(".partial")));
+        let store = Store::open(&root).unwrap();
+        assert_eq!(names(&root.join("tmp")), BTreeSet::new(), "seed {seed}");
+        let trees = names(&root.join("trees"));
+        let mut needed = BTreeMap::new();
+        for tree in &trees {
+            let image = images[tree];
+            for file in 0..FILES {
+                let path = root.join("trees").join(tree).join((file % 7).to_string()).join(file.to_string());
+                assert!(fs::read(&path).unwrap() == content(image, file), "seed {seed}: {}", path.display());
+                let stat = fs::metadata(&path).unwrap();
+                // The trees that have it, and the object.
+                needed.entry(stat.ino()).or_insert((1, stat.nlink())).0 += 1;
+            }
+            assert!(store.verify(&tree.parse().unwrap()).unwrap().is_empty(), "seed {seed}");
+        }
+        assert!(needed.values().all(|(count, links)| count == links), "seed {seed}: an object is missing");
+        assert_eq!(objects(&root), needed.into_keys().collect(), "seed {seed}");
+        seen.insert(trees);
+    }
+    assert!(interrupted > ROUNDS as usize / 4, "only {interrupted} rounds were cut in the middle of a change");
+    assert!(seen.len() > 4, "only {} states were seen", seen.len());
+    println!("{ROUNDS} rounds, {interrupted} of them cut in the middle of a change, {} states seen", seen.len());
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    paths(folder).unwrap().iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+fn objects(root: &Path) -> BTreeSet<u64> {
+    let directories = paths(&root.join("objects")).unwrap();
+    directories.iter().flat_map(|folder| paths(folder).unwrap()).map(|path| fs::metadata(path).unwrap().ino()).collect()
+}
+
+fn paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+}
