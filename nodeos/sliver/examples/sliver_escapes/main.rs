@@ -355,6 +355,10 @@ fn ordinary_life(node: &Node) -> Result<()> {
          dpkg-deb --root-owner-group -b /root/p /root/p.deb && ";
     expect(node, &format!("{package} dpkg -i /root/p.deb && cat /usr/share/p/hello"), 0, "hello")?;
     expect(node, "apt-get -y purge p && apt-get -y install /root/p.deb && dpkg -s p", 0, "install ok installed")?;
+    // A program with a file capability outside of the bounding set could not be executed.
+    expect(node, "ping -V", 0, "ping")?;
+    let trace = "my $p = fork; if (!$p) { sleep 100 } print syscall(101, 0x4206, $p, 0, 0); kill 9, $p";
+    expect(node, &format!("perl -e '{trace}'"), 0, "0")?;
     expect(node, "kill -0 1; sleep 5 & kill $! && wait $!; echo $?", 0, "143")?;
     expect(node, "getent passwd ann; ls -l /proc/self/fd | cat", 0, "/home/ann")?;
     terminal(node)
