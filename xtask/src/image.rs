@@ -31,8 +31,8 @@ pub(crate) struct Images {
     pub(crate) folder: PathBuf,
     /// The folder of `orrery` and `orrery-central`.
     pub(crate) tools: PathBuf,
-    /// The test program for slivers, static.
-    pub(crate) sliver_test: PathBuf,
+    /// The folder of the static test programs for a VM.
+    pub(crate) vm_tests: PathBuf,
 }
 
 /// Builds what is out of date.
@@ -43,13 +43,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Images> {
     setup::check()?;
     let built = build::all(workspace)?;
     let tools = build::tools(workspace)?;
-    let sliver_test = built.rust.folder.join(build::rust::SLIVER_TEST.1);
+    let vm_tests = built.rust.folder.clone();
     let folder = workspace.images();
     let inputs = inputs(workspace, &built)?;
     let stamp = folder.join(STAMP);
     if fs::read_to_string(&stamp).is_ok_and(|old| old == inputs.text()) && complete(&folder) {
         ui::say("image", &format!("up to date in {}", folder.display()));
-        return Ok(Images { folder, tools, sliver_test });
+        return Ok(Images { folder, tools, vm_tests });
     }
     let step = Step::start("image", "assembling");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -77,7 +77,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Images> {
         size(result.nodeos_bytes),
         folder.display()
     ));
-    Ok(Images { folder, tools, sliver_test })
+    Ok(Images { folder, tools, vm_tests })
 }
 
 fn within(what: &str, bytes: u64, budget: u64) -> Result<()> {

@@ -110,6 +110,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::fast("sliver-limits", limits::limits),
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
+    Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),

@@ -216,7 +216,7 @@ fn run() -> Result<()> {
         ensure!(!text.contains("sleep"), "another sliver's process shows");
         Ok(())
     })?;
-    step("no user namespaces", || expect(&slivers, "test_two", "unshare -U true", 1, "No space left"))?;
+    step("no user namespaces", || expect(&slivers, "test_two", "unshare -U true", 1, "not permitted"))?;
     step("no network namespaces", || expect(&slivers, "test_two", "unshare -n true", 1, "unshare"))?;
     step("settings of the kernel", || {
         // The first is there only in kernels that dump core.

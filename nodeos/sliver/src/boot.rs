@@ -15,11 +15,11 @@ use std::{
 
 use orrery_sys::namespace::{self, Fork, fork, unshare};
 use rustix::{
-    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
+    fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     },
-    process::{Pid, PidfdFlags, WaitOptions},
+    process::{Pid, PidfdFlags, Resource, Rlimit, WaitOptions},
     thread::{ThreadNameSpaceType, UnshareFlags},
 };
 use serde::{Deserialize, Serialize};
@@ -66,8 +66,39 @@ pub(crate) fn start(login: &str, order: &Order) -> Result<(), SliverError> {
     Err(SliverError::Start { login: login.into(), message })
 }
 
-/// What is covered in /proc. Permissions guard them already: their owner, the node's root, is nobody inside.
-const MASKED: &[&str] = &["kcore", "keys", "timer_list", "sysrq-trigger", "kallsyms", "kmsg"];
+/// What is covered in /proc: files by /dev/null, directories by an empty one. Permissions guard most of it already: its owner,
+/// the node's root, is nobody inside.
+const MASKED: &[&str] = &[
+    // The kernel's memory, addresses and log.
+    "kcore",
+    "kallsyms",
+    "kmsg",
+    "vmallocinfo",
+    "slabinfo",
+    "pagetypeinfo",
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    // What makes it act.
+    "sysrq-trigger",
+    // Keys and timers of everybody; interrupts, which tell when somebody types.
+    "keys",
+    "key-users",
+    "timer_list",
+    "interrupts",
+    // The hardware.
+    "iomem",
+    "ioports",
+    "mtrr",
+    "acpi",
+    "asound",
+    "bus",
+    "driver",
+    "irq",
+    "scsi",
+    // The node's disks.
+    "fs",
+];
 
 /// An error with what was attempted, for one line on standard error.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +232,7 @@ fn told(mut answer: File) -> Result<(), Failed> {
 /// What the forked process does: namespaces, and a child in them.
 fn make_name_spaces(order: &Order, mapped: &File, mut unshared: File, go: &File, answer: File) -> Result<(), Failed> {
     fs::write(order.leaf.join("cgroup.procs"), "0").doing("joining the control group")?;
+    become_owner(order.id_base).doing("becoming the sliver's owner")?;
     unshare(UnshareFlags::NEWUSER).doing("making a user namespace")?;
     unshared.write_all(b"+").doing("telling of the user namespace")?;
     read_byte(mapped).doing("waiting for identities")?;
@@ -225,6 +257,19 @@ fn make_name_spaces(order: &Order, mapped: &File, mut unshared: File, go: &File,
             std::process::exit(1)
         }
     }
+}
+
+/// Becomes the identity outside that is root inside, without rights over the node. What the kernel counts for each user (inotify
+/// instances, bytes in message queues, pending signals, locked memory) it counts for all of a user namespace to whoever made
+/// that: with the node's root, one sliver would use up what all have.
+fn become_owner(id: u32) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    // The control group bounds processes. The namespace takes this limit, which is an ordinary user's, from its maker.
+    let none = Rlimit { current: None, maximum: None };
+    rustix::process::setrlimit(Resource::Nproc, none)?;
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
 }
 
 /// The first process's life.
@@ -252,7 +297,6 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         .into_iter()
         .map(|name| Ok((name, clone_tree(&format!("/dev/{name}"))?)))
         .collect::<Result<Vec<_>, Failed>>()?;
-    let covers = MASKED.iter().map(|name| Ok((name, clone_tree("/dev/null")?))).collect::<Result<Vec<_>, Failed>>()?;
     let resolver = fs::read("/etc/resolv.conf").ok();
 
     let lower = clone_tree(&order.lower.to_string_lossy())?;
@@ -311,8 +355,8 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     root.mount("sys", &temporary("555", "4k", small | noexec | MountAttrFlags::MOUNT_ATTR_RDONLY)?)?;
     root.mount("proc", &proc)?;
     root.freeze("proc/sys")?;
-    for (name, null) in covers {
-        root.mask(&format!("proc/{name}"), &null)?;
+    for name in MASKED {
+        root.mask(&format!("proc/{name}"))?;
     }
     if let Some(text) = resolver {
         root.write("etc", "resolv.conf", &text)?;
@@ -440,23 +484,32 @@ impl Inside {
         self.attach(&file, mount).doing(format!("mounting on /{path}"))
     }
 
+    /// A copy of what is mounted where `path` is, or of a file there, not attached anywhere.
+    fn copy(&self, path: &str) -> io::Result<OwnedFd> {
+        let source = self.resolve(path, OFlags::PATH)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        Ok(rustix::mount::open_tree(&source, "", flags)?)
+    }
+
     /// Covers a directory with itself, read-only.
     fn freeze(&self, path: &str) -> Result<(), Failed> {
         let doing = || format!("making /{path} read-only");
         let target = self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).doing(doing())?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let copy = rustix::mount::open_tree(&target, "", flags).doing(doing())?;
+        let copy = self.copy(path).doing(doing())?;
         namespace::make_read_only(copy.as_fd()).doing(doing())?;
         self.attach(&target, &copy).doing(doing())
     }
 
-    /// Covers a file with `/dev/null`, if there is such a file.
-    fn mask(&self, path: &str, null: &OwnedFd) -> Result<(), Failed> {
+    /// Covers a file with `/dev/null` or a directory with `/sys`, which is empty, if there is any.
+    fn mask(&self, path: &str) -> Result<(), Failed> {
+        let doing = || format!("masking /{path}");
         let target = match self.resolve(path, OFlags::PATH) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => result.doing(format!("opening /{path}"))?,
+            result => result.doing(doing())?,
         };
-        self.attach(&target, null).doing(format!("masking /{path}"))
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&target).doing(doing())?.st_mode);
+        let cover = self.copy(if kind.is_dir() { "sys" } else { "dev/null" }).doing(doing())?;
+        self.attach(&target, &cover).doing(doing())
     }
 
     /// Replaces a small file, unless it has that content or the directory is not one any more.

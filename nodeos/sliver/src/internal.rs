@@ -6,9 +6,9 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use rustix::{process::DumpableBehavior, thread::CapabilitySet};
+use rustix::process::DumpableBehavior;
 
-use crate::{boot, enter};
+use crate::{boot, confine::confine, enter};
 
 /// The first argument of the helper that starts a sliver.
 pub(crate) const BOOT: &str = "sliver-boot";
@@ -48,44 +48,16 @@ pub(crate) fn helper_command(word: &str) -> Command {
     command
 }
 
-/// What a sliver's root may do within its namespaces: what a container runtime grants by default, and tracing its own
-/// processes. Without SYS_ADMIN, so that no mount is changed.
-const KEPT: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::SYS_PTRACE)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::AUDIT_WRITE);
-
-/// Becomes the root of the sliver whose user namespace this process is in, for good.
+/// Becomes the root of the sliver whose user namespace this process is in, confined as all there, for good.
 pub(crate) fn become_sliver_root() -> io::Result<()> {
     use rustix::{
         process::{Gid, Uid},
         thread,
     };
-    for bit in 0..64 {
-        let capability = CapabilitySet::from_bits_retain(1 << bit);
-        // The kernel says EINVAL after its last one.
-        match thread::capability_is_in_bounding_set(capability) {
-            Err(rustix::io::Errno::INVAL) => break,
-            Ok(true) if !KEPT.contains(capability) => thread::remove_capability_from_bounding_set(capability)?,
-            _ => {}
-        }
-    }
     thread::set_thread_groups(&[Gid::ROOT])?;
     thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    let kept = thread::CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
-    thread::set_capabilities(None, kept)?;
+    confine()?;
     // Whatever that did to it.
     hide()
 }

@@ -10,6 +10,7 @@
 
 mod boot;
 mod cgroup;
+mod confine;
 mod enter;
 mod error;
 mod internal;

@@ -15,6 +15,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("kernel/kptr_restrict", "2"),
     ("kernel/unprivileged_bpf_disabled", "1"),
     ("kernel/perf_event_paranoid", "3"),
+    // Each sliver may have 256 terminals; together they must not use up all.
+    ("kernel/pty/max", "262144"),
     // The kernel's favourite ways to be broken, which nothing here needs.
     ("kernel/io_uring_disabled", "2"),
     ("kernel/kexec_load_disabled", "1"),

@@ -27,8 +27,10 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages and binaries in the images.
 const IMAGE_PROGRAMS: [(&str, &str); 3] =
     [("orrery-init", "init"), ("orrery-bootstage", "orrery-stage"), ("orrery-nodeos", "orrery-nodeos")];
-/// A static test program for a VM, built with the others since it is made of the same crates: package and example.
-pub(crate) const SLIVER_TEST: (&str, &str) = ("orrery-sliver", "sliver_vm");
+/// The package with [`VM_TESTS`].
+const VM_TESTS_PACKAGE: &str = "orrery-sliver";
+/// Static test programs for a VM, built with the others since they are made of the same crates.
+pub(crate) const VM_TESTS: [&str; 2] = ["sliver_vm", "sliver_escapes"];
 /// Programs for the operator's machine.
 const TOOLS: [&str; 2] = ["orrery", "orrery-central"];
 /// The list of crates in the images' programs, kept beside them for the SBOM.
@@ -69,7 +71,7 @@ pub(crate) fn images(workspace: &Workspace) -> Result<Entry> {
         inputs.add("linked", &link.source, &link.version);
     }
     inputs.add("flags", "rustc", &flags(&[]).join(" "));
-    inputs.add("programs", "names", &format!("{IMAGE_PROGRAMS:?} {SLIVER_TEST:?}"));
+    inputs.add("programs", "names", &format!("{IMAGE_PROGRAMS:?} {VM_TESTS:?}"));
     inputs.add_file("Cargo.toml", &workspace.root.join("Cargo.toml"))?;
     let mut sources = Vec::new();
     for package in &reachable {
@@ -97,15 +99,18 @@ pub(crate) fn images(workspace: &Workspace) -> Result<Entry> {
         for (package, binary) in IMAGE_PROGRAMS {
             cargo.args(["--package", package, "--bin", binary]);
         }
-        cargo.args(["--package", SLIVER_TEST.0, "--example", SLIVER_TEST.1]);
+        cargo.args(["--package", VM_TESTS_PACKAGE]);
+        VM_TESTS.iter().for_each(|test| {
+            cargo.args(["--example", test]);
+        });
         let maps = maps(workspace)?;
         let c_maps: Vec<_> = maps.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&maps).join("\u{1f}")).env("CFLAGS", c_maps.join(" "));
         command::logged(&mut cargo, &fresh_log(workspace, "rust")?).context("compiling the programs of the images")?;
         let built = target.join(TARGET).join("image");
         let programs = IMAGE_PROGRAMS.map(|(_, binary)| (built.join(binary), binary));
-        let test = (built.join("examples").join(SLIVER_TEST.1), SLIVER_TEST.1);
-        for (from, binary) in programs.into_iter().chain([test]) {
+        let tests = VM_TESTS.map(|test| (built.join("examples").join(test), test));
+        for (from, binary) in programs.into_iter().chain(tests) {
             fs::copy(&from, folder.join(binary)).with_context(|| format!("copying {}", from.display()))?;
         }
         let crates: Vec<_> = reachable.iter().filter(|package| package.checksum.is_some()).collect();

@@ -1,4 +1,4 @@
-//! The sliver crate alone under our kernel: its test program is the machine's first process.
+//! The sliver crate alone under our kernel: one of its test programs is the machine's first process.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -12,10 +12,20 @@ use crate::{command, hash};
 const DEADLINE: Duration = Duration::from_secs(400);
 const DISK_BYTES: u64 = 2 << 30;
 
+/// Every limit of a sliver.
 pub(super) fn machinery(bench: &Bench<'_>) -> Result<()> {
+    run(bench, "sliver-machinery", "sliver_vm")
+}
+
+/// Every known way out of one.
+pub(super) fn escapes(bench: &Bench<'_>) -> Result<()> {
+    run(bench, "sliver-escapes", "sliver_escapes")
+}
+
+fn run(bench: &Bench<'_>, name: &str, program: &str) -> Result<()> {
     fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
     let initramfs = bench.folder.join("initramfs");
-    let program = fs::read(&bench.images.sliver_test).context("reading the test program")?;
+    let program = fs::read(bench.images.vm_tests.join(program)).context("reading the test program")?;
     let mut archive = Writer::new(0);
     ["dev", "proc", "sys", "run", "data", "etc"].iter().for_each(|name| archive.push(name, 0o755, &Node::Directory));
     archive.push("dev/console", 0o600, &Node::CharDevice { major: 5, minor: 1 });
@@ -38,7 +48,7 @@ pub(super) fn machinery(bench: &Bench<'_>) -> Result<()> {
         initrds: vec![initramfs],
         append: "console=ttyS0,115200 quiet panic=-1".into(),
     };
-    let spec = Vm::builder("sliver-machinery")
+    let spec = Vm::builder(name)
         .boot(medium)
         .memory_mib(1024)
         .disk(Disk::new(&disk, DiskBus::VirtioBlk))

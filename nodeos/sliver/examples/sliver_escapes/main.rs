@@ -1,0 +1,382 @@
+//! Tries to break out of a sliver, on a real kernel: the first process of a virtual machine set up as for `sliver_vm`.
+//!
+//! Every attempt of the table is first made by the node's root, where the table says that it succeeds then, and after that by
+//! the root of a sliver. What the node is, as far as one could change it from inside, is looked at from outside after each. One
+//! line tells of each attempt, the last is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
+
+mod attempts;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    path::Path,
+    process::{Child, Command, ExitCode, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use attempts::{ATTEMPTS, Attempt, PRELUDE, Proof};
+use orrery_image_store::Store;
+use orrery_protocol::{ArtifactRef, Digest, ImageRef, Rspec, SliverSpec};
+use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount},
+    thread::UnshareFlags,
+};
+
+/// The first argument of [`be_root_of_the_node`].
+const CONTROL: &str = "control";
+/// What the escapist lives in, and its neighbour.
+const ONE: &str = "test_one";
+const TWO: &str = "test_two";
+
+fn main() -> ExitCode {
+    if let Some(code) = internal_main(std::env::args_os()) {
+        return code;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, tree, program] = &arguments[..]
+        && word == CONTROL
+    {
+        let Err(error) = be_root_of_the_node(tree, program);
+        println!("control: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match run() {
+        Ok(()) => println!("SLIVER-VM ok"),
+        Err(error) => println!("SLIVER-VM FAILED {error:#}"),
+    }
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    ExitCode::FAILURE
+}
+
+fn prepare() -> Result<()> {
+    let none = MountFlags::empty();
+    // The kernel may have mounted /dev already.
+    let _ = mount("dev", "/dev", "devtmpfs", none, None);
+    mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
+    mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
+    mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
+    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, None).context("mounting control groups")?;
+    mount("/dev/vda", "/data", "ext4", none, Some(c"prjquota")).context("mounting /data")?;
+    fs::write("/etc/resolv.conf", "nameserver 10.0.2.3\n").context("writing resolv.conf")?;
+    prepare_node(Path::new("/sys/fs/cgroup/slivers")).context("preparing the node")
+}
+
+fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
+    let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
+    let image = ImageRef { name: "debian".into(), content };
+    Ok(SliverSpec { slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?, keys: Vec::new(), image, rspec })
+}
+
+/// The slivers, and what they must not change.
+struct Node {
+    slivers: Slivers,
+    tree: std::path::PathBuf,
+    fingerprint: u64,
+}
+
+fn run() -> Result<()> {
+    prepare()?;
+    let store = Store::open(Path::new("/data"))?;
+    let image: Digest =
+        fs::read_to_string("/data/incoming/debian.sha256")?.trim().parse().map_err(|e| anyhow::anyhow!("{e}"))?;
+    store.import(File::open("/data/incoming/debian.tar.zst")?, &image, 1 << 30)?;
+    let tree = store.tree(&image).context("the image has no tree")?;
+
+    let slivers = Slivers::open(SliverPaths::default())?;
+    let small = Rspec { mem_limit: 128 << 20, disk_quota: 16 << 20, pids_limit: 60, ..Rspec::default() };
+    slivers.create(&spec("test/one", small)?, &image.to_string())?;
+    slivers.create(&spec("test/two", Rspec::default())?, &image.to_string())?;
+    let unnoticed = controls(&tree)?;
+    slivers.start(TWO)?;
+    let node = Node { slivers, fingerprint: fingerprint(&tree)?, tree };
+
+    let mut escaped = Vec::new();
+    for attempt in ATTEMPTS {
+        match attempt_one(&node, attempt) {
+            Ok(report) => println!("contained {}: {report}", attempt.name),
+            Err(error) => {
+                println!("ESCAPED {} ({}): {error:#}", attempt.name, attempt.tries);
+                escaped.push(attempt.name);
+            }
+        }
+    }
+    let doors = known_openings(&node);
+    println!("open abstract-sockets: {doors:?}");
+    let links = links_at_start(&node);
+    println!("links in the way of mounts: {links:?}");
+    let life = ordinary_life(&node);
+    println!("ordinary life: {life:?}");
+    doors.context("known openings")?;
+    links.context("links in the way of mounts")?;
+    life.context("ordinary life")?;
+    image_unchanged(&node)?;
+    ensure!(unnoticed.is_empty(), "the node's root could not: {unnoticed:?}");
+    ensure!(escaped.is_empty(), "escapes: {escaped:?}");
+    println!("{} attempts were contained", ATTEMPTS.len());
+    Ok(())
+}
+
+/// Lets the node's root make each attempt that has to succeed then. Returns those that did not.
+fn controls(tree: &Path) -> Result<Vec<&'static str>> {
+    let mut unnoticed = Vec::new();
+    for attempt in ATTEMPTS.iter().filter(|a| a.control) {
+        let program = format!("{PRELUDE}{}", attempt.program);
+        let output =
+            Command::new("/proc/self/exe").arg(CONTROL).arg(tree).arg(program).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let done = text.lines().filter(|line| line.starts_with("DONE ")).count();
+        println!("control {}: {done} of {} done", attempt.name, text.lines().count());
+        if done == 0 {
+            text.lines().for_each(|line| println!("    {line}"));
+            unnoticed.push(attempt.name);
+        }
+    }
+    Ok(unnoticed)
+}
+
+/// Runs a perl program over a copy of the image as a root without any confinement.
+fn be_root_of_the_node(tree: &str, program: &str) -> Result<std::convert::Infallible> {
+    orrery_sys::namespace::unshare(UnshareFlags::NEWNS).context("making a mount namespace")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    let none = MountFlags::empty();
+    fs::create_dir_all("/run/control")?;
+    mount("upper", "/run/control", "tmpfs", none, None).context("mounting a tmpfs")?;
+    for name in ["upper", "work", "root"] {
+        fs::create_dir(Path::new("/run/control").join(name))?;
+    }
+    let layers = format!("lowerdir={tree},upperdir=/run/control/upper,workdir=/run/control/work");
+    let layers = std::ffi::CString::new(layers)?;
+    let root = Path::new("/run/control/root");
+    mount("overlay", root, "overlay", none, Some(layers.as_c_str())).context("mounting an overlay")?;
+    for (kind, name) in [("proc", "proc"), ("devtmpfs", "dev"), ("sysfs", "sys"), ("tmpfs", "tmp")] {
+        mount(kind, root.join(name), kind, none, None).with_context(|| format!("mounting {name}"))?;
+    }
+    mount("cgroup", root.join("sys/fs/cgroup"), "cgroup2", none, None).context("mounting control groups")?;
+    fs::create_dir_all(root.join("dev/pts"))?;
+    mount("devpts", root.join("dev/pts"), "devpts", none, Some(c"ptmxmode=0666")).context("mounting terminals")?;
+    rustix::process::chroot(root)?;
+    std::env::set_current_dir("/")?;
+    let error = Command::new("/usr/bin/perl").arg("-e").arg(program).env("CONTROL", "1").exec();
+    bail!("executing perl: {error}")
+}
+
+/// What somebody inside could change outside.
+fn state() -> Result<BTreeMap<String, String>> {
+    let mut state = BTreeMap::new();
+    let name = rustix::system::uname();
+    state.insert("host name".to_owned(), format!("{:?} {:?}", name.nodename(), name.domainname()));
+    let settings = [
+        "/proc/sys/kernel/panic",
+        "/proc/sys/kernel/randomize_va_space",
+        "/proc/sys/vm/overcommit_memory",
+        "/proc/sys/net/ipv4/ip_forward",
+        "/proc/sys/user/max_user_namespaces",
+        "/proc/irq/default_smp_affinity",
+        "/proc/swaps",
+        "/proc/self/mountinfo",
+        "/proc/sysvipc/shm",
+        "/proc/sysvipc/sem",
+        "/sys/class/net/lo/flags",
+        "/sys/class/net/lo/mtu",
+        "/sys/fs/cgroup/slivers/test_two/cgroup.procs",
+        "/sys/fs/cgroup/slivers/test_two/init/cgroup.procs",
+        "/etc/resolv.conf",
+    ];
+    for path in settings {
+        state.insert(path.to_owned(), fs::read_to_string(path).unwrap_or_else(|error| error.to_string()));
+    }
+    Ok(state)
+}
+
+/// Seconds between two clocks, of which one cannot be set.
+fn clocks() -> Result<i64> {
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    Ok(i64::try_from(now)? - up.tv_sec)
+}
+
+fn perl(program: &str) -> EnterRequest {
+    let run = Run::Program(vec!["/usr/bin/perl".into(), "-e".into(), format!("{PRELUDE}{program}")]);
+    let stdio = [Stdio::null(), Stdio::piped(), Stdio::inherit()];
+    EnterRequest { run, environment: Vec::new(), directory: None, pty: None, stdio }
+}
+
+/// Reads what a program prints until it holds what it took, or ends. Returns whether it holds, and the lines.
+fn listen(child: &mut Child) -> Result<(bool, Vec<String>)> {
+    let mut lines = Vec::new();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        if line == "holding" {
+            return Ok((true, lines));
+        }
+        lines.push(line);
+    }
+    Ok((false, lines))
+}
+
+fn attempt_one(node: &Node, attempt: &Attempt) -> Result<String> {
+    node.slivers.start(ONE)?;
+    let (before, clocks_before) = (state()?, clocks()?);
+    let Entered { mut child, .. } = node.slivers.enter(ONE, perl(attempt.program))?;
+    let (holds, lines) = listen(&mut child)?;
+    let proof = prove(node, attempt.proof, &lines);
+    let ended = if holds { None } else { Some(child.wait()?) };
+    if matches!(attempt.proof, Proof::NeighbourCan(_) | Proof::NeighbourLives) {
+        // With it goes what it holds.
+        node.slivers.stop(ONE)?;
+    } else {
+        ensure!(ended.is_some_and(|status| status.success()), "the program failed: {ended:?}, {lines:?}");
+    }
+    child.wait()?;
+    proof?;
+    let after = state()?;
+    for (what, was) in &before {
+        let is = after.get(what).context("a setting is gone")?;
+        ensure!(is == was, "{what} was {was:?} and is {is:?}");
+    }
+    ensure!((clocks()? - clocks_before).abs() <= 1, "the clock was set");
+    let killed = ended.and_then(|status| status.code()).filter(|code| *code > 128);
+    Ok(killed.map_or_else(|| lines.join("; "), |code| format!("{} killed with status {code}", lines.join("; "))))
+}
+
+fn prove(node: &Node, proof: Proof, lines: &[String]) -> Result<()> {
+    match proof {
+        Proof::Refused => {
+            ensure!(!lines.is_empty(), "it said nothing");
+            let done: Vec<_> = lines.iter().filter(|line| !line.starts_with("refused ")).collect();
+            ensure!(done.is_empty(), "{done:?}");
+        }
+        Proof::ImageUnchanged => {
+            ensure!(lines == ["refused to matter"], "{lines:?}");
+            image_unchanged(node)?;
+        }
+        Proof::NeighbourCan(program) => {
+            let Entered { mut child, .. } = node.slivers.enter(TWO, perl(program)).context("entering the neighbour")?;
+            let (_, lines) = listen(&mut child)?;
+            ensure!(child.wait()?.success() && lines == ["can"], "the neighbour could not: {lines:?}");
+        }
+        Proof::NeighbourLives => ensure!(node.slivers.is_running(TWO), "the neighbour died"),
+    }
+    Ok(())
+}
+
+fn image_unchanged(node: &Node) -> Result<()> {
+    ensure!(fingerprint(&node.tree)? == node.fingerprint, "the image changed");
+    Ok(())
+}
+
+/// A digest of names, sizes and times of a whole tree.
+fn fingerprint(tree: &Path) -> Result<u64> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut pending = vec![tree.to_owned()];
+    let mut sum = 0_u64;
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let path = entry?.path();
+            let data = fs::symlink_metadata(&path)?;
+            let mut hasher = DefaultHasher::new();
+            (&path, data.mode(), data.uid(), data.gid(), data.size(), data.mtime(), data.ctime()).hash(&mut hasher);
+            sum = sum.wrapping_add(hasher.finish());
+            if data.is_dir() {
+                pending.push(path);
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// Runs a command line in the escapist's sliver; returns its exit status and all it wrote.
+fn inside(node: &Node, line: &str) -> Result<(i32, String)> {
+    let run = Run::Command(format!("exec 2>&1; {line}"));
+    let Entered { child, .. } = node.slivers.enter(ONE, EnterRequest { run, ..perl("") })?;
+    let output = child.wait_with_output()?;
+    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+fn expect(node: &Node, line: &str, code: i32, part: &str) -> Result<()> {
+    let (got, text) = inside(node, line)?;
+    ensure!(got == code && text.contains(part), "`{line}`: status {got}, wrote {text:?}");
+    Ok(())
+}
+
+/// What is known to be open and said to be so in ARCHITECTURE.md: with the network, slivers share the names of abstract sockets,
+/// of which one cannot be a neighbour's. Fails when it is open no more, since it then belongs into the table.
+fn known_openings(node: &Node) -> Result<()> {
+    let listener = r#"my $a = pack("S a*", 1, "\0a-neighbour"); socket(my $s, 1, 1, 0); bind($s, $a) or die $!; listen($s, 1); hold("a name")"#;
+    let mut listening = node.slivers.enter(TWO, perl(listener))?.child;
+    ensure!(listen(&mut listening)?.0, "the neighbour does not listen");
+    let connect =
+        r#"my $a = pack("S a*", 1, "\0a-neighbour"); socket(my $s, 1, 1, 0); verdict("connecting", connect($s, $a))"#;
+    let mut connecting = node.slivers.enter(ONE, perl(connect))?.child;
+    let (_, lines) = listen(&mut connecting)?;
+    connecting.wait()?;
+    listening.kill()?;
+    listening.wait()?;
+    ensure!(lines == ["DONE connecting"], "{lines:?}");
+    Ok(())
+}
+
+/// Links where the node mounts and writes when a sliver starts lead nowhere outside.
+fn links_at_start(node: &Node) -> Result<()> {
+    let before = state()?;
+    for line in [
+        "rm -f /etc/resolv.conf; ln -s ../../../data/owned /etc/resolv.conf",
+        "rm -rf /srv && ln -s /data /srv; rm -f /etc/resolv.conf; mkdir /etc/resolv.conf",
+    ] {
+        expect(node, line, 0, "")?;
+        node.slivers.stop(ONE)?;
+        node.slivers.start(ONE)?;
+        ensure!(!Path::new("/data/owned").exists() && !Path::new("/owned").exists(), "a file came to be outside");
+        ensure!(state()?["/etc/resolv.conf"] == before["/etc/resolv.conf"], "the node's resolver changed");
+    }
+    expect(node, "rmdir /etc/resolv.conf; echo clean", 0, "clean")
+}
+
+/// What people do is not in the way of what the table forbids.
+fn ordinary_life(node: &Node) -> Result<()> {
+    expect(node, "perl -e 'print 6 * 7'", 0, "42")?;
+    expect(node, "useradd -m ann && id ann", 0, "ann")?;
+    expect(node, "su ann -s /bin/sh -c 'id -un; cd; touch mine && stat -c %U mine'", 0, "ann\nann")?;
+    // A setuid program gives a user the sliver's root.
+    expect(
+        node,
+        "cp /usr/bin/id /usr/local/bin/suid-id && chmod 4755 /usr/local/bin/suid-id && su ann -s /bin/sh -c suid-id",
+        0,
+        "euid=0(root)",
+    )?;
+    let package = "mkdir -p /root/p/DEBIAN /root/p/usr/share/p && echo hello > /root/p/usr/share/p/hello && \
+         printf 'Package: p\\nVersion: 1\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: p\\n' > /root/p/DEBIAN/control && \
+         printf '#!/bin/sh\\necho configured\\n' > /root/p/DEBIAN/postinst && chmod 755 /root/p/DEBIAN/postinst && \
+         dpkg-deb --root-owner-group -b /root/p /root/p.deb && ";
+    expect(node, &format!("{package} dpkg -i /root/p.deb && cat /usr/share/p/hello"), 0, "hello")?;
+    expect(node, "apt-get -y purge p && apt-get -y install /root/p.deb && dpkg -s p", 0, "install ok installed")?;
+    // A program with a file capability outside of the bounding set could not be executed.
+    expect(node, "ping -V", 0, "ping")?;
+    let trace = "my $p = fork; if (!$p) { sleep 100 } print syscall(101, 0x4206, $p, 0, 0); kill 9, $p";
+    expect(node, &format!("perl -e '{trace}'"), 0, "0")?;
+    expect(node, "kill -0 1; sleep 5 & kill $! && wait $!; echo $?", 0, "143")?;
+    expect(node, "getent passwd ann; ls -l /proc/self/fd | cat", 0, "/home/ann")?;
+    terminal(node)
+}
+
+fn terminal(node: &Node) -> Result<()> {
+    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99 });
+    let mut entered = node.slivers.enter(ONE, EnterRequest { pty, run: Run::Shell, ..perl("") })?;
+    let mut master = File::from(entered.pty.take().context("no terminal")?);
+    master.write_all(b"stty size; su ann -c tty; exit 7\n")?;
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    // The master says EIO once nobody has the terminal open.
+    while let Ok(read @ 1..) = master.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..read]);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let code = entered.child.wait()?.code();
+    ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/"), "{code:?} {text:?}");
+    Ok(())
+}
