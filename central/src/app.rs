@@ -26,7 +26,7 @@ use crate::{
         nodes::{self, KnownNode},
     },
     enrol_api::{self, WrongTokens},
-    fleet_api, node_api, now, roots_api,
+    fleet_api, life_api, node_api, now, roots_api,
     tls::ClientIdentity,
 };
 
@@ -73,6 +73,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/slices", get(admin_api::list_slices))
         .route("/v1/slices/{authority}/{name}", get(admin_api::get_slice).put(admin_api::put_slice))
         .route("/v1/slices/{authority}/{name}", delete(admin_api::remove_slice))
+        .route("/v1/slices/{authority}/{name}/suspension", put(life_api::suspend).delete(life_api::resume))
+        .route("/v1/slices/{authority}/{name}/reset", post(life_api::reset))
+        .route("/v1/slices/{authority}/{name}/restart", post(life_api::restart))
         .route("/v1/releases", get(admin_api::list_releases).put(admin_api::put_release))
         .route("/v1/scripts", get(admin_api::list_scripts).put(admin_api::put_script))
         .route_layer(middleware::from_fn(audit))

@@ -13,6 +13,7 @@ mod data;
 mod db;
 mod enrol_api;
 mod fleet_api;
+mod life_api;
 mod node_api;
 mod pki;
 mod range;

@@ -11,11 +11,11 @@ use axum::http::Method;
 use orrery_central::{InitOptions, ServeError, Server, init};
 use orrery_central_api::{
     BootStateChange, EnrolmentRecord, EnrolmentStanding, GroupChange, KeyRecord, LogRecord, NewEnrolment, NewKey,
-    NewNode, NodeDetail, OnceRecord, RebootAsked, ReleaseRecord, RootRecord, ScriptRecord, SliceSpec, StoredEvent,
-    TokenUse, token_digest,
+    NewNode, NodeDetail, OnceRecord, RebootAsked, ReleaseRecord, RootRecord, ScriptRecord, SliceSpec, StartOver,
+    StartOverAsked, StoredEvent, Suspension, TokenUse, token_digest,
 };
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts,
+    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, Life,
     LogBatch, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact, ReleaseManifest, Root, Rspec,
     RunLevel, ScriptKind, SigningKey, TrustRoot, TrustUpdate, WantedState, sign,
 };
@@ -364,6 +364,33 @@ fn slices_become_the_wanted_state() {
     let detail = central.detail("n1");
     assert_eq!((detail.status, detail.summary.run_level), (Some(status), Some(RunLevel::Running)));
     assert_eq!(detail.slices.len(), 1);
+
+    let life = || node.get::<WantedState>("/v1/node/wanted").unwrap().slivers[0].life.clone();
+    let suspend = |slice: &str, reason: &str| {
+        let path = format!("/v1/slices/{slice}/suspension");
+        central.operator.send(Method::PUT, &path, &Suspension { reason: reason.to_owned() })
+    };
+    assert_eq!(life(), Life::default());
+    refused(suspend("demo/two", "abuse"), (404, "not-found"));
+    refused(suspend("demo/one", "a\u{1b}[2J"), (400, "bad-request"));
+    suspend("demo/one", "abuse").unwrap();
+    assert_eq!(life().suspended.as_deref(), Some("abuse"));
+    let over = |slice: &str, how: &str, nodes: &[&str]| -> Result<StartOverAsked, _> {
+        let which = StartOver { nodes: nodes.iter().map(|&node| node.to_owned()).collect() };
+        central.operator.exchange(Method::POST, &format!("/v1/slices/{slice}/{how}"), &which)
+    };
+    refused(over("demo/two", "reset", &[]), (404, "not-found"));
+    refused(over("demo/one", "reset", &["n9"]), (409, "no-sliver"));
+    assert_eq!(life().reset, 0);
+    // In the same second, too, each is greater than the last.
+    let [first, second] = [&[][..], &["n1"]].map(|nodes| over("demo/one", "reset", nodes).unwrap().number);
+    assert!(first < second && life().reset == second, "{first} {second} {:?}", life());
+    let restart = over("demo/one", "restart", &[]).unwrap().number;
+    // Another change of the slice keeps all that.
+    put(|s| s.rspec.cpu_share = 7).unwrap();
+    assert_eq!(life(), Life { suspended: Some("abuse".to_owned()), reset: second, restart });
+    central.operator.call(Method::DELETE, "/v1/slices/demo/one/suspension").unwrap();
+    assert_eq!(life().suspended, None);
 
     central.operator.call(Method::DELETE, "/v1/slices/demo/one").unwrap();
     assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap(), WantedState::default());

@@ -28,7 +28,7 @@ pub struct Account {
     pub keys: Vec<String>,
     /// The sliver's state.
     pub state: SliverState,
-    /// Why there is no sliver.
+    /// Why there is no sliver, or why it is suspended.
     #[serde(default)]
     pub error: Option<String>,
 }

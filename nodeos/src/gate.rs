@@ -118,6 +118,10 @@ impl Login for SliverLogin {
             (SliverState::Creating, _) => {
                 Err(io::Error::other(format!("sliver {} is being created; try again in a moment", account.slice)))
             }
+            (SliverState::Suspended, reason) => {
+                let why = reason.as_deref().unwrap_or("no reason known");
+                Err(io::Error::other(format!("slice {} is suspended: {why}", account.slice)))
+            }
             (SliverState::Failed, error) => {
                 let why = error.as_deref().unwrap_or("no reason known");
                 Err(io::Error::other(format!("sliver {} could not be created: {why}", account.slice)))
@@ -229,6 +233,9 @@ mod tests {
         assert!(login.network().is_none(), "forwarding for a sliver that is not there yet");
         set(SliverState::Failed, Some("disk full"));
         check("sliver demo/hello could not be created: disk full");
+        set(SliverState::Suspended, Some("abuse"));
+        check("slice demo/hello is suspended: abuse");
+        assert!(gate.authorize("demo_hello", &other).is_none());
         set(SliverState::Ready, None);
         assert!(login.network().is_some());
         check(

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,12 +18,15 @@ use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
 use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
-use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
+use orrery_sliver::{
+    EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
+};
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
 
 use crate::{
     central::Central,
     gate::{Entrance, Program},
+    idle::IdleWatch,
     paths,
     plan::Existing,
     reconcile::Host,
@@ -30,6 +34,9 @@ use crate::{
 
 /// How large an image may be when unpacked, in bytes: far above any real one, and a bound on what a broken one fills.
 const MAX_IMAGE: u64 = 32 << 30;
+
+/// How often slivers are looked at whether they are used.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Does the work of a sliver's helper if this process was made for that, and says what to exit with. To be called before
 /// there are threads, with all arguments of the process.
@@ -64,6 +71,29 @@ impl LinuxHost {
             && let Err(e) = self.ensure_image(name, image)
         {
             tracing::warn!("unpacking image {name}: {e:#}");
+        }
+    }
+
+    /// Stops slivers that nobody uses, for ever.
+    pub fn rest_unused(&self) -> ! {
+        let mut watch = IdleWatch::default();
+        loop {
+            let records = self.slivers.list().unwrap_or_else(|e| {
+                tracing::warn!("looking for unused slivers: {:#}", anyhow::Error::from(e));
+                Vec::new()
+            });
+            let activity = |record: Record| {
+                let login = record.login();
+                self.slivers.activity(&login).map(|activity| (login, activity))
+            };
+            for (login, activity) in watch.look(Instant::now(), records.into_iter().filter_map(activity).collect()) {
+                match self.slivers.stop_unused(&login, activity) {
+                    Ok(true) => println!("orrery[node] sliver {login} stopped: unused"),
+                    Ok(false) => (),
+                    Err(e) => tracing::warn!("stopping {login}, which is unused: {:#}", anyhow::Error::from(e)),
+                }
+            }
+            thread::sleep(LOOK);
         }
     }
 
@@ -106,6 +136,7 @@ impl Host for Arc<LinuxHost> {
             image: record.image.parse().unwrap_or(record.spec.image.content.sha256),
             slice: record.spec.slice,
             rspec: record.spec.rspec,
+            life: record.spec.life,
         });
         Ok(existing.collect())
     }
@@ -114,8 +145,9 @@ impl Host for Arc<LinuxHost> {
         self.ensure_image(&spec.image.name, &spec.image.content)?;
         let login = spec.slice.login();
         self.slivers.create(spec, &spec.image.content.sha256.to_string()).context("creating")?;
-        // A sliver that cannot start is none. There is nothing in it yet that could be lost.
-        let Err(e) = self.slivers.start(&login) else { return Ok(()) };
+        // A sliver that cannot start is none. There is nothing in it yet that could be lost. One that can has no process before
+        // its first login.
+        let Err(e) = self.slivers.start(&login).and_then(|()| self.slivers.stop(&login)) else { return Ok(()) };
         let error = anyhow::Error::new(e).context("starting");
         match self.slivers.destroy(&login) {
             Ok(()) => Err(error),
@@ -125,6 +157,20 @@ impl Host for Arc<LinuxHost> {
 
     fn update(&self, spec: &SliverSpec) -> Result<()> {
         self.slivers.apply_limits(&spec.slice.login(), spec.rspec).context("setting limits")
+    }
+
+    fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
+        self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
+    }
+
+    fn reset(&self, spec: &SliverSpec) -> Result<()> {
+        // Before anything is discarded.
+        self.ensure_image(&spec.image.name, &spec.image.content)?;
+        self.slivers.reset(spec, &spec.image.content.sha256.to_string()).context("discarding its data")
+    }
+
+    fn restart(&self, slice: &SliceName, number: u64) -> Result<()> {
+        self.slivers.restart(&slice.login(), number).context("stopping")
     }
 
     fn destroy(&self, slice: &SliceName) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod central;
 pub mod gate;
 pub mod health;
 pub mod host;
+pub mod idle;
 pub mod manager;
 pub mod partition;
 pub mod plan;

@@ -97,9 +97,10 @@ fn node_manager() -> Result<(), StageFailure> {
     let central =
         Arc::new(Central::new(&handover.config).map_err(|e| StageFailure::new(FailureClass::ConfigInvalid, e))?);
     let host = Arc::new(LinuxHost::open(central.clone()).map_err(io)?);
-    let ahead = host.clone();
+    let (ahead, resting) = (host.clone(), host.clone());
     let serving = || {
         ready("");
+        thread::spawn(move || resting.rest_unused());
         // Whether central wants a sliver of it or not: it will.
         let images = handover.release;
         thread::spawn(move || images.images().for_each(|image| ahead.unpack_ahead(&image.name, &image.content)));

@@ -123,7 +123,7 @@ impl Board {
         for sliver in &status {
             let was_ready = |old: &SliverStatus| old.slice == sliver.slice && old.state == SliverState::Ready;
             if sliver.state == SliverState::Ready && !state.status.iter().any(was_ready) {
-                println!("orrery[node] sliver {} running", sliver.slice.login());
+                println!("orrery[node] sliver {} ready", sliver.slice.login());
             }
         }
         // Of the newest wish, which may be another than the one that was worked on.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orrery_protocol::{Digest, Rspec, SliceName, SliverSpec, WantedState};
+use orrery_protocol::{Digest, Life, Rspec, SliceName, SliverSpec, WantedState};
 
 /// A sliver that exists on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Existing {
     pub image: Digest,
     /// The limits it has.
     pub rspec: Rspec,
+    /// Whether it is suspended, and the last reset and restart that were carried out.
+    pub life: Life,
 }
 
 /// One step.
@@ -20,8 +22,16 @@ pub struct Existing {
 pub enum Action {
     /// Remove the sliver and its data.
     Destroy(SliceName),
+    /// Have the sliver stand still, for this reason.
+    Suspend(SliceName, String),
+    /// Discard the sliver's data.
+    Reset(SliverSpec),
+    /// Stop the sliver, for the restart of this number.
+    Restart(SliceName, u64),
     /// Give an existing sliver other limits.
     Update(SliverSpec),
+    /// Let the sliver go on.
+    Resume(SliceName),
     /// Make a new sliver.
     Create(SliverSpec),
 }
@@ -30,16 +40,16 @@ impl Action {
     /// Whose sliver it is about.
     pub fn slice(&self) -> &SliceName {
         match self {
-            Self::Destroy(slice) => slice,
-            Self::Update(spec) | Self::Create(spec) => &spec.slice,
+            Self::Destroy(slice) | Self::Suspend(slice, _) | Self::Restart(slice, _) | Self::Resume(slice) => slice,
+            Self::Reset(spec) | Self::Update(spec) | Self::Create(spec) => &spec.slice,
         }
     }
 }
 
-/// The steps from `existing` to `wanted`, in an order that frees what is no longer wanted first.
+/// The next step of every sliver on the way from `existing` to `wanted`, in an order that frees what is no longer wanted first.
 ///
 /// A sliver whose wanted image is another than the one it started from stays as it is: its changes have no meaning on top of
-/// another image, and discarding them is its owner's decision, made by deleting it. Limits that cannot be enforced
+/// another image, and discarding them is its owner's decision, made by deleting or resetting it. Limits that cannot be enforced
 /// are not acted upon, neither for a new sliver nor for an existing one.
 pub fn plan(wanted: &WantedState, existing: &[Existing]) -> Vec<Action> {
     let wanted: BTreeMap<&SliceName, &SliverSpec> = wanted.slivers.iter().map(|spec| (&spec.slice, spec)).collect();
@@ -50,14 +60,27 @@ pub fn plan(wanted: &WantedState, existing: &[Existing]) -> Vec<Action> {
         create.remove(&sliver.slice);
         match wanted.get(&sliver.slice) {
             None => destroy.push(Action::Destroy(sliver.slice.clone())),
-            Some(spec) if spec.rspec != sliver.rspec && spec.rspec.check().is_ok() => {
-                update.push(Action::Update((*spec).clone()));
-            }
-            Some(_) => (),
+            Some(spec) => update.extend(next(spec, sliver)),
         }
     }
     let create = create.into_values().filter(|spec| spec.rspec.check().is_ok()).cloned().map(Action::Create);
     destroy.into_iter().chain(update).chain(create).collect()
+}
+
+/// What brings a sliver nearer to what is wanted of it. What is more urgent comes first: it stands still at once, and goes on only
+/// once all else is as wanted.
+fn next(wanted: &SliverSpec, sliver: &Existing) -> Option<Action> {
+    let slice = || sliver.slice.clone();
+    match (&wanted.life, &sliver.life) {
+        (Life { suspended: Some(reason), .. }, now) if now.suspended.as_ref() != Some(reason) => {
+            Some(Action::Suspend(slice(), reason.clone()))
+        }
+        (life, now) if life.reset > now.reset => Some(Action::Reset(wanted.clone())),
+        (life, now) if life.restart > now.restart => Some(Action::Restart(slice(), life.restart)),
+        _ if wanted.rspec != sliver.rspec && wanted.rspec.check().is_ok() => Some(Action::Update(wanted.clone())),
+        (Life { suspended: None, .. }, Life { suspended: Some(_), .. }) => Some(Action::Resume(slice())),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -78,11 +101,22 @@ pub(crate) mod tests {
                 content: ArtifactRef { sha256: Digest([image; 32]), size: 1 },
             },
             rspec: Rspec { cpu_share, ..Rspec::default() },
+            life: Life::default(),
         }
     }
 
     pub(crate) fn existing(spec: &SliverSpec) -> Existing {
-        Existing { slice: spec.slice.clone(), image: spec.image.content.sha256, rspec: spec.rspec }
+        Existing {
+            slice: spec.slice.clone(),
+            image: spec.image.content.sha256,
+            rspec: spec.rspec,
+            life: spec.life.clone(),
+        }
+    }
+
+    fn alive(mut spec: SliverSpec, suspended: Option<&str>, reset: u64, restart: u64) -> SliverSpec {
+        spec.life = Life { suspended: suspended.map(str::to_owned), reset, restart };
+        spec
     }
 
     fn check(wanted: &[SliverSpec], have: &[SliverSpec], expect: &[&str]) {
@@ -94,6 +128,10 @@ pub(crate) mod tests {
                 Action::Destroy(slice) => format!("destroy {}", slice.name()),
                 Action::Update(spec) => format!("update {} {}", spec.slice.name(), spec.rspec.cpu_share),
                 Action::Create(spec) => format!("create {}", spec.slice.name()),
+                Action::Suspend(slice, reason) => format!("suspend {} {reason}", slice.name()),
+                Action::Resume(slice) => format!("resume {}", slice.name()),
+                Action::Reset(spec) => format!("reset {} {}", spec.slice.name(), spec.life.reset),
+                Action::Restart(slice, number) => format!("restart {} {number}", slice.name()),
             })
             .collect();
         assert_eq!(words, expect);
@@ -115,9 +153,33 @@ pub(crate) mod tests {
         check(&[b.clone(), spec("b", 1, 5)], &[b], &["update b 5"]);
     }
 
+    #[test]
+    fn lives() {
+        let one = |wanted: (Option<&str>, u64, u64), now: (Option<&str>, u64, u64), expect: &[&str]| {
+            let sliver = |(suspended, reset, restart), share| alive(spec("a", 1, share), suspended, reset, restart);
+            check(&[sliver(wanted, 1)], &[sliver(now, 1)], expect);
+        };
+        one((None, 3, 2), (None, 3, 2), &[]);
+        one((Some("abuse"), 9, 2), (None, 3, 2), &["suspend a abuse"]);
+        one((Some("abuse"), 9, 2), (Some("late"), 3, 2), &["suspend a abuse"]);
+        one((Some("abuse"), 9, 4), (Some("abuse"), 3, 2), &["reset a 9"]);
+        one((None, 9, 4), (Some("abuse"), 9, 2), &["restart a 4"]);
+        one((None, 9, 4), (Some("abuse"), 9, 4), &["resume a"]);
+        // A central that was set back to an old state discards nothing.
+        one((None, 1, 1), (None, 3, 2), &[]);
+        // Nobody gets in before the limits are right.
+        check(&[spec("a", 1, 2)], &[alive(spec("a", 1, 1), Some("abuse"), 0, 0)], &["update a 2"]);
+    }
+
     fn any_specs() -> impl Strategy<Value = Vec<SliverSpec>> {
-        prop::collection::btree_map("[a-f]", (0..3_u8, 1..4_u32), 0..6)
-            .prop_map(|specs| specs.into_iter().map(|(name, (image, share))| spec(&name, image, share)).collect())
+        let life = (prop::option::of("[xy]"), 0..3_u64, 0..3_u64);
+        prop::collection::btree_map("[a-f]", (0..3_u8, 1..4_u32, life), 0..6).prop_map(|specs| {
+            let spec =
+                |(name, (image, share, (suspended, reset, restart))): (String, (_, _, (Option<String>, _, _)))| {
+                    alive(spec(&name, image, share), suspended.as_deref(), reset, restart)
+                };
+            specs.into_iter().map(spec).collect()
+        })
     }
 
     proptest! {
@@ -126,14 +188,26 @@ pub(crate) mod tests {
             let wanted = WantedState { slivers: wanted, reboot: None };
             let mut have: BTreeMap<_, _> = have.iter().map(existing).map(|e| (e.slice.clone(), e)).collect();
             let kept: Vec<_> = have.values().cloned().collect();
-            for action in plan(&wanted, &have.values().cloned().collect::<Vec<_>>()) {
-                match action {
-                    Action::Destroy(slice) => {
-                        prop_assert!(wanted.slivers.iter().all(|s| s.slice != slice), "destroys a wanted sliver");
-                        prop_assert!(have.remove(&slice).is_some());
+            // A step for every part of a sliver's life, and one for its limits.
+            for _ in 0..4 {
+                let actions = plan(&wanted, &have.values().cloned().collect::<Vec<_>>());
+                for action in actions {
+                    match action {
+                        Action::Destroy(slice) => {
+                            prop_assert!(wanted.slivers.iter().all(|s| s.slice != slice), "destroys a wanted sliver");
+                            prop_assert!(have.remove(&slice).is_some());
+                        }
+                        Action::Update(spec) => have.get_mut(&spec.slice).unwrap().rspec = spec.rspec,
+                        Action::Suspend(slice, reason) => have.get_mut(&slice).unwrap().life.suspended = Some(reason),
+                        Action::Resume(slice) => have.get_mut(&slice).unwrap().life.suspended = None,
+                        Action::Reset(spec) => {
+                            let sliver = have.get_mut(&spec.slice).unwrap();
+                            prop_assert!(sliver.life.reset < spec.life.reset);
+                            (sliver.life.reset, sliver.image) = (spec.life.reset, spec.image.content.sha256);
+                        }
+                        Action::Restart(slice, number) => have.get_mut(&slice).unwrap().life.restart = number,
+                        Action::Create(spec) => prop_assert!(have.insert(spec.slice.clone(), existing(&spec)).is_none()),
                     }
-                    Action::Update(spec) => have.get_mut(&spec.slice).unwrap().rspec = spec.rspec,
-                    Action::Create(spec) => prop_assert!(have.insert(spec.slice.clone(), existing(&spec)).is_none()),
                 }
             }
             prop_assert_eq!(have.len(), wanted.slivers.len());
@@ -141,7 +215,8 @@ pub(crate) mod tests {
                 prop_assert_eq!(have[&spec.slice].rspec, spec.rspec);
             }
             for before in kept.iter().filter(|e| have.contains_key(&e.slice)) {
-                prop_assert_eq!(have[&before.slice].image, before.image);
+                let now = &have[&before.slice];
+                prop_assert!(now.image == before.image || now.life.reset > before.life.reset);
             }
             prop_assert!(plan(&wanted, &have.into_values().collect::<Vec<_>>()).is_empty());
         }

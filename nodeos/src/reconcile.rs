@@ -33,6 +33,24 @@ pub trait Host {
     /// When they could not be changed.
     fn update(&self, spec: &SliverSpec) -> Result<()>;
 
+    /// Has a sliver stand still for this reason, or go on.
+    ///
+    /// # Errors
+    /// When it does not.
+    fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()>;
+
+    /// Discards a sliver's data, importing its image first if need be, and remembers the number of this reset.
+    ///
+    /// # Errors
+    /// When that could not be done; the number is not remembered then.
+    fn reset(&self, spec: &SliverSpec) -> Result<()>;
+
+    /// Stops a sliver, and remembers the number of this restart.
+    ///
+    /// # Errors
+    /// As for [`Host::reset`].
+    fn restart(&self, slice: &SliceName, number: u64) -> Result<()>;
+
     /// Removes a sliver and its data.
     ///
     /// # Errors
@@ -103,17 +121,18 @@ impl<H: Host> Reconciler<H> {
     /// How every wanted sliver is.
     pub fn status(&self, wanted: &WantedState) -> Vec<SliverStatus> {
         let existing: BTreeMap<_, _> =
-            self.host.list().unwrap_or_default().into_iter().map(|sliver| (sliver.slice, sliver.image)).collect();
+            self.host.list().unwrap_or_default().into_iter().map(|sliver| (sliver.slice.clone(), sliver)).collect();
         let status = |spec: &SliverSpec| {
             let failure = self.failures.get(&spec.slice).map(|failure| failure.message.clone());
             let refused = spec.rspec.check().err().map(|e| e.to_string());
-            let image = existing.get(&spec.slice).copied();
-            let state = match (image, &failure, &refused) {
+            let sliver = existing.get(&spec.slice);
+            let state = match (sliver, &failure, &refused) {
+                (Some(sliver), ..) if sliver.life.suspended.is_some() => SliverState::Suspended,
                 (Some(_), ..) => SliverState::Ready,
                 (None, None, None) => SliverState::Creating,
                 (None, ..) => SliverState::Failed,
             };
-            let image = image.unwrap_or(spec.image.content.sha256);
+            let image = sliver.map_or(spec.image.content.sha256, |sliver| sliver.image);
             SliverStatus { slice: spec.slice.clone(), state, image, error: failure.or(refused) }
         };
         wanted.slivers.iter().map(status).collect()
@@ -123,6 +142,10 @@ impl<H: Host> Reconciler<H> {
         let started = Instant::now();
         let (result, what) = match action {
             Action::Destroy(slice) => (self.host.destroy(slice), "destroyed"),
+            Action::Suspend(slice, reason) => (self.host.set_suspended(slice, Some(reason)), "suspended"),
+            Action::Resume(slice) => (self.host.set_suspended(slice, None), "resumed"),
+            Action::Reset(spec) => (self.host.reset(spec), "reset"),
+            Action::Restart(slice, number) => (self.host.restart(slice, *number), "restarted"),
             Action::Update(spec) => (self.host.update(spec), "given new limits"),
             Action::Create(spec) => (self.host.create(spec), "created"),
         };
@@ -143,17 +166,18 @@ impl<H: Host> Reconciler<H> {
     }
 }
 
-/// The accounts that lead into slivers of this status.
+/// The accounts that lead into slivers of this status. A suspension keeps people out at once, not only when it is in force.
 pub fn accounts(wanted: &WantedState, status: &[SliverStatus]) -> AccountTable {
     let status: BTreeMap<_, _> = status.iter().map(|status| (&status.slice, status)).collect();
     let account = |spec: &SliverSpec| {
         let status = status.get(&spec.slice);
-        let account = Account {
-            slice: spec.slice.clone(),
-            keys: spec.keys.clone(),
-            state: status.map_or(SliverState::Creating, |status| status.state),
-            error: status.and_then(|status| status.error.clone()),
+        let state = status.map_or(SliverState::Creating, |status| status.state);
+        let (state, error) = match (&spec.life.suspended, state) {
+            (Some(reason), _) => (SliverState::Suspended, Some(reason.clone())),
+            (None, SliverState::Suspended) => (state, Some("it is about to be resumed; try again in a moment".into())),
+            (None, _) => (state, status.and_then(|status| status.error.clone())),
         };
+        let account = Account { slice: spec.slice.clone(), keys: spec.keys.clone(), state, error };
         (spec.slice.login(), account)
     };
     AccountTable { accounts: wanted.slivers.iter().map(account).collect() }
@@ -207,6 +231,24 @@ mod tests {
         fn update(&self, spec: &SliverSpec) -> Result<()> {
             self.fault(&spec.slice)?;
             self.slivers.borrow_mut().get_mut(&spec.slice).unwrap().rspec = spec.rspec;
+            Ok(())
+        }
+
+        fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
+            self.fault(slice)?;
+            self.slivers.borrow_mut().get_mut(slice).unwrap().life.suspended = reason.map(str::to_owned);
+            Ok(())
+        }
+
+        fn reset(&self, spec: &SliverSpec) -> Result<()> {
+            self.fault(&spec.slice)?;
+            self.slivers.borrow_mut().get_mut(&spec.slice).unwrap().life.reset = spec.life.reset;
+            Ok(())
+        }
+
+        fn restart(&self, slice: &SliceName, number: u64) -> Result<()> {
+            self.fault(slice)?;
+            self.slivers.borrow_mut().get_mut(slice).unwrap().life.restart = number;
             Ok(())
         }
 
@@ -282,6 +324,32 @@ mod tests {
         assert_eq!(status[0].state, SliverState::Failed);
         assert_eq!(status[0].error.as_deref(), Some("`cpu_share` must be 1 to 10000"));
         assert_eq!(accounts(&goal, &status).accounts["demo_a"].state, SliverState::Failed);
+    }
+
+    #[test]
+    fn a_suspension_keeps_people_out_until_it_is_over() {
+        let simulator = Simulator::default();
+        let a = spec("a", 1, 100);
+        simulator.slivers.borrow_mut().insert(a.slice.clone(), existing(&a));
+        let mut reconciler = Reconciler::new(&simulator);
+        let now = Instant::now();
+        let said = |reconciler: &Reconciler<&Simulator>, goal: &WantedState| {
+            let status = reconciler.status(goal);
+            let account = accounts(goal, &status).accounts["demo_a"].clone();
+            (status[0].state, account.state, account.error)
+        };
+        let mut suspended = a.clone();
+        suspended.life.suspended = Some("abuse".into());
+        let (suspended, running) = (wanted(&[suspended]), wanted(&[a]));
+        let why = |text: &str| Some(text.to_owned());
+        assert_eq!(said(&reconciler, &suspended), (SliverState::Ready, SliverState::Suspended, why("abuse")));
+        assert_eq!(reconciler.step(&suspended, now), Progress::Worked);
+        assert_eq!(reconciler.step(&suspended, now), Progress::Idle(None));
+        assert_eq!(said(&reconciler, &suspended), (SliverState::Suspended, SliverState::Suspended, why("abuse")));
+        let soon = why("it is about to be resumed; try again in a moment");
+        assert_eq!(said(&reconciler, &running), (SliverState::Suspended, SliverState::Suspended, soon));
+        assert_eq!(reconciler.step(&running, now), Progress::Worked);
+        assert_eq!(said(&reconciler, &running), (SliverState::Ready, SliverState::Ready, None));
     }
 
     proptest! {

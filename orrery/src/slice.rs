@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use orrery_central_api::{SliceRecord, SliceSpec};
+use orrery_central_api::{SliceRecord, SliceSpec, StartOver, StartOverAsked, Suspension};
 use orrery_protocol::{Rspec, SliceName};
 use orrery_transport::TransportError;
 use serde_json::json;
@@ -65,6 +65,35 @@ pub(crate) enum Slice {
         #[arg(long = "node", value_name = "ID", required = true, value_delimiter = ',')]
         nodes: Vec<String>,
     },
+    /// Have all that runs in a slice stand still, and let nobody log in.
+    Suspend {
+        /// Its name.
+        slice: SliceName,
+        /// What those who try to log in are told.
+        #[arg(long, default_value = "ask your operator")]
+        reason: String,
+    },
+    /// Let a suspended slice go on.
+    Resume {
+        /// Its name.
+        slice: SliceName,
+    },
+    /// Start slivers over from the image. All that they wrote is lost.
+    Reset {
+        /// Its name.
+        slice: SliceName,
+        /// Ids of the nodes whose slivers are meant; all of the slice by default.
+        #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
+        nodes: Vec<String>,
+    },
+    /// End all that runs in slivers. What they wrote stays.
+    Restart {
+        /// Its name.
+        slice: SliceName,
+        /// Ids of the nodes whose slivers are meant; all of the slice by default.
+        #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
+        nodes: Vec<String>,
+    },
     /// List all slices.
     List,
     /// Show a slice.
@@ -85,7 +114,14 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
     let put = |slice: SliceName, spec: SliceSpec| {
         spec.rspec.check()?;
         client.send(Method::PUT, &path(&slice), &spec)?;
-        context.print(&SliceRecord { slice, spec }, show)
+        context.print(&get(&slice)?, show)
+    };
+    let start_over = |slice: &SliceName, how: &str, nodes| {
+        let which = StartOver { nodes };
+        let asked: StartOverAsked = client.exchange(Method::POST, &format!("{}/{how}", path(slice)), &which)?;
+        let number = asked.number;
+        context
+            .print(&asked, |_| format!("asked for {how} {number} of {slice}: within half a minute where a node is up"))
     };
     match command {
         Slice::Add { slice, keys, rspec: limits, image, nodes } => {
@@ -119,6 +155,16 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             spec.nodes.retain(|node| !nodes.contains(node));
             put(slice, spec)
         }
+        Slice::Suspend { slice, reason } => {
+            client.send(Method::PUT, &format!("{}/suspension", path(&slice)), &Suspension { reason })?;
+            context.print(&get(&slice)?, show)
+        }
+        Slice::Resume { slice } => {
+            client.call(Method::DELETE, &format!("{}/suspension", path(&slice)))?;
+            context.print(&get(&slice)?, show)
+        }
+        Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
+        Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
         Slice::List => {
             let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
             context.print(&slices, |slices| list(slices))
@@ -137,13 +183,13 @@ fn path(slice: &SliceName) -> String {
 
 fn list(slices: &[SliceRecord]) -> String {
     let mut rows = vec![["SLICE", "LOGIN", "IMAGE", "NODES"].map(str::to_owned).to_vec()];
-    for SliceRecord { slice, spec } in slices {
+    for SliceRecord { slice, spec, .. } in slices {
         rows.push(vec![slice.to_string(), slice.login(), spec.image.clone(), spec.nodes.len().to_string()]);
     }
     table(&rows)
 }
 
-fn show(SliceRecord { slice, spec }: &SliceRecord) -> String {
+fn show(SliceRecord { slice, suspended, spec }: &SliceRecord) -> String {
     let mut rows = vec![
         ("slice", slice.to_string()),
         ("login", slice.login()),
@@ -153,6 +199,7 @@ fn show(SliceRecord { slice, spec }: &SliceRecord) -> String {
         ("disk_quota", show_bytes(spec.rspec.disk_quota)),
         ("pids_limit", spec.rspec.pids_limit.to_string()),
     ];
+    rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
     rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
     rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));
     table(&rows.into_iter().map(|(name, value)| vec![name.to_owned(), clean(&value)]).collect::<Vec<_>>())

@@ -41,5 +41,5 @@ pub use report::{
     NicFacts, NodeStatus, Outcome, Refusal, RunLevel, SliverState, SliverStatus, UnknownWord,
 };
 pub use script::{BootScript, ScriptContext, ScriptKind, ScriptRefused, Waiver};
-pub use sliver::{ImageRef, Rspec, RspecError, SliceName, SliceNameError, SliverSpec, WantedState};
+pub use sliver::{ImageRef, Life, Rspec, RspecError, SliceName, SliceNameError, SliverSpec, WantedState};
 pub use trust::{Root, TrustRefused, TrustUpdate};

@@ -330,6 +330,8 @@ pub enum SliverState {
     Ready,
     /// Could not be created.
     Failed,
+    /// Stands still, and cannot be logged into. Only told to a central that asked for it.
+    Suspended,
 }
 
 /// The body of every error answer of central.

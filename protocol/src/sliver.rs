@@ -146,6 +146,20 @@ pub struct ImageRef {
     pub content: ArtifactRef,
 }
 
+/// What is wanted of a sliver's life. The default is that it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Life {
+    /// Why it is suspended, if it is: what runs in it stands still, and nobody gets in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<String>,
+    /// The last reset to the image. Numbers grow with every request, so that a node carries one out if it is greater than that of
+    /// the last it carried out, and once however often it reads it.
+    pub reset: u64,
+    /// The last restart, numbered likewise.
+    pub restart: u64,
+}
+
 /// One sliver a node should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliverSpec {
@@ -158,6 +172,9 @@ pub struct SliverSpec {
     /// Its limits.
     #[serde(default)]
     pub rspec: Rspec,
+    /// Whether it runs, and from what on.
+    #[serde(default)]
+    pub life: Life,
 }
 
 /// All that central wants of a node.
@@ -190,6 +207,19 @@ mod tests {
         check("a/../b", None);
         check("a_b/c", None);
         check(&"a".repeat(31), None);
+    }
+
+    #[test]
+    fn a_sliver_runs_unless_its_life_says_otherwise() {
+        let text = format!(
+            r#"{{"slice":"a/b","keys":[],"image":{{"name":"debian","ref":{{"sha256":"{}","size":1}}}}}}"#,
+            "0".repeat(64)
+        );
+        let mut spec: SliverSpec = serde_json::from_str(&text).unwrap();
+        assert_eq!(spec.life, Life::default());
+        spec.life = Life { suspended: Some("abuse".into()), reset: 7, restart: 0 };
+        let again: SliverSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(again, spec);
     }
 
     #[test]

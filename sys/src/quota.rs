@@ -8,6 +8,7 @@ use std::{
 
 const Q_GETQUOTA: libc::c_int = 0x80_0007;
 const Q_SETQUOTA: libc::c_int = 0x80_0008;
+const Q_GETNEXTQUOTA: libc::c_int = 0x80_0009;
 const PRJQUOTA: libc::c_int = 2;
 /// The unit of limits (not of usage, which is in bytes).
 const BLOCK: u64 = 1024;
@@ -15,7 +16,7 @@ const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
 const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
 const FS_XFLAG_PROJINHERIT: u32 = 0x200;
 
-/// `struct if_dqblk` of linux/quota.h.
+/// `struct if_nextdqblk` of linux/quota.h, or `if_dqblk`, which has padding in place of the last field.
 #[repr(C)]
 #[derive(Default)]
 struct DiskQuota {
@@ -28,6 +29,8 @@ struct DiskQuota {
     block_time: u64,
     inode_time: u64,
     valid: u32,
+    /// The project, in answers of Q_GETNEXTQUOTA.
+    id: u32,
 }
 
 /// Limits are valid in a [`DiskQuota`]: blocks (1) and inodes (4).
@@ -80,6 +83,27 @@ pub fn set_project_limits(file_system: BorrowedFd<'_>, project: u32, bytes: u64,
         ..DiskQuota::default()
     };
     quotactl(file_system, Q_SETQUOTA, project, &mut quota)
+}
+
+/// The projects that have a limit.
+///
+/// # Errors
+/// When the file system has no project quotas enabled.
+pub fn limited_projects(file_system: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut limited = Vec::new();
+    let mut next = Some(0);
+    while let Some(project) = next {
+        let mut quota = DiskQuota::default();
+        match quotactl(file_system, Q_GETNEXTQUOTA, project, &mut quota) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            result => result?,
+        }
+        if quota.block_hard_limit != 0 || quota.inode_hard_limit != 0 {
+            limited.push(quota.id);
+        }
+        next = quota.id.checked_add(1);
+    }
+    Ok(limited)
 }
 
 /// What the files of `project` take.

@@ -126,9 +126,36 @@ pub struct SliceSpec {
 pub struct SliceRecord {
     /// Its name.
     pub slice: SliceName,
+    /// Why it is suspended, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<String>,
     /// What it is to be.
     #[serde(flatten)]
     pub spec: SliceSpec,
+}
+
+/// `PUT /v1/slices/{authority}/{name}/suspension`: nothing of the slice is to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suspension {
+    /// Why, in one line for those who try to log in.
+    pub reason: String,
+}
+
+/// `POST /v1/slices/{authority}/{name}/reset` or `restart`: slivers are to start over.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartOver {
+    /// Ids of the nodes whose slivers are meant; all of the slice if there is none.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+}
+
+/// The number of a reset or restart that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartOverAsked {
+    /// Greater than any before.
+    pub number: u64,
 }
 
 /// A published release.

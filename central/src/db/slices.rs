@@ -1,7 +1,7 @@
 //! Slices, and which nodes have slivers of them.
 
 use orrery_central_api::{SliceRecord, SliceSpec};
-use orrery_protocol::{SliceName, SliverSpec, WantedState};
+use orrery_protocol::{Life, SliceName, SliverSpec, WantedState};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{from_json, from_word, nodes, published, to_json};
@@ -29,7 +29,9 @@ pub(crate) fn put(
     let sql = "INSERT INTO slices (name, keys, rspec, image) VALUES (?1, ?2, ?3, ?4)
                ON CONFLICT (name) DO UPDATE SET keys = ?2, rspec = ?3, image = ?4";
     transaction.execute(sql, (&name, to_json(&spec.keys), to_json(&spec.rspec), &spec.image))?;
-    transaction.execute("DELETE FROM slivers WHERE slice = ?1", [&name])?;
+    // Those that stay keep their numbers.
+    let sql = "DELETE FROM slivers WHERE slice = ?1 AND node NOT IN (SELECT value FROM json_each(?2))";
+    transaction.execute(sql, (&name, to_json(&spec.nodes)))?;
     for node in &spec.nodes {
         if !nodes::exists(&transaction, node)? {
             return Ok(Err(Unresolved::Node(node.clone())));
@@ -44,7 +46,68 @@ pub(crate) fn remove(db: &Connection, slice: &SliceName) -> rusqlite::Result<boo
     Ok(db.execute("DELETE FROM slices WHERE name = ?1", [slice.to_string()])? > 0)
 }
 
-const COLUMNS: &str = "name, keys, rspec, image";
+/// Suspends a slice for this reason, or resumes it. Returns whether there is one.
+pub(crate) fn suspend(db: &Connection, slice: &SliceName, reason: Option<&str>) -> rusqlite::Result<bool> {
+    Ok(db.execute("UPDATE slices SET suspended = ?2 WHERE name = ?1", (slice.to_string(), reason))? > 0)
+}
+
+/// Ways to start a sliver over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// From the image.
+    Reset,
+    /// From what it wrote.
+    Restart,
+}
+
+/// Why nothing was asked of slivers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unasked {
+    /// No such slice.
+    Slice,
+    /// It has no sliver on this node.
+    Node(String),
+    /// It has none at all.
+    Nowhere,
+}
+
+/// Asks slivers of a slice to start over, all if no node is named, and returns the request's number. It is the time `now`, so
+/// that it is greater than any before even where a sliver outlived its row, unless that would repeat one.
+pub(crate) fn start_over(
+    db: &mut Connection,
+    slice: &SliceName,
+    over: Over,
+    nodes: &[String],
+    now: u64,
+) -> rusqlite::Result<Result<u64, Unasked>> {
+    let transaction = db.transaction()?;
+    let name = slice.to_string();
+    if !transaction.prepare_cached("SELECT 1 FROM slices WHERE name = ?1")?.exists([&name])? {
+        return Ok(Err(Unasked::Slice));
+    }
+    let column = match over {
+        Over::Reset => "reset",
+        Over::Restart => "restart",
+    };
+    let sql = format!("SELECT max({column}) FROM slivers WHERE slice = ?1");
+    let Some(last) = transaction.query_row(&sql, [&name], |row| row.get::<_, Option<u64>>(0))? else {
+        return Ok(Err(Unasked::Nowhere));
+    };
+    let number = now.max(last + 1);
+    if nodes.is_empty() {
+        transaction.execute(&format!("UPDATE slivers SET {column} = ?2 WHERE slice = ?1"), (&name, number))?;
+    }
+    let sql = format!("UPDATE slivers SET {column} = ?2 WHERE slice = ?1 AND node = ?3");
+    for node in nodes {
+        if transaction.execute(&sql, (&name, number, node))? == 0 {
+            return Ok(Err(Unasked::Node(node.clone())));
+        }
+    }
+    transaction.commit()?;
+    Ok(Ok(number))
+}
+
+const COLUMNS: &str = "name, keys, rspec, image, suspended";
 
 fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
     let slice: SliceName = from_word(row, 0)?;
@@ -53,7 +116,7 @@ fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
         .query_map([slice.to_string()], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let spec = SliceSpec { keys: from_json(row, 1)?, rspec: from_json(row, 2)?, image: row.get(3)?, nodes };
-    Ok(SliceRecord { slice, spec })
+    Ok(SliceRecord { slice, suspended: row.get(4)?, spec })
 }
 
 pub(crate) fn list(db: &Connection) -> rusqlite::Result<Vec<SliceRecord>> {
@@ -68,7 +131,8 @@ pub(crate) fn get(db: &Connection, slice: &SliceName) -> rusqlite::Result<Option
 /// All slivers a node should have. `Ok(Err)` names an image that no release has: an incomplete answer would
 /// make the node destroy slivers.
 pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<WantedState, String>> {
-    let sql = "SELECT name, keys, rspec, image FROM slices JOIN slivers ON slice = name WHERE node = ?1 ORDER BY name";
+    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart
+               FROM slices JOIN slivers ON slice = name WHERE node = ?1 ORDER BY name";
     let mut statement = db.prepare_cached(sql)?;
     let mut rows = statement.query([node])?;
     let mut slivers = Vec::new();
@@ -78,7 +142,8 @@ pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<Wan
             return Ok(Err(name));
         };
         let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
-        slivers.push(SliverSpec { slice, keys, image, rspec });
+        let life = Life { suspended: row.get(4)?, reset: row.get(5)?, restart: row.get(6)? };
+        slivers.push(SliverSpec { slice, keys, image, rspec, life });
     }
     Ok(Ok(WantedState { slivers, reboot: nodes::asked_reboot(db, node)? }))
 }

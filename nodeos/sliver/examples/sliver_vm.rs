@@ -11,13 +11,14 @@ use std::{
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     process::{Command, ExitCode, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
-use orrery_protocol::{ArtifactRef, Digest, ImageRef, Rspec, SliverSpec};
-use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
+use orrery_protocol::{ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec};
+use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main, prepare_node};
 use orrery_sys::namespace::{Fork, fork};
 use rustix::{
     mount::{MountFlags, mount},
@@ -74,7 +75,13 @@ fn prepare() -> Result<()> {
 fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
     let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
     let image = ImageRef { name: "debian".into(), content };
-    Ok(SliverSpec { slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?, keys: Vec::new(), image, rspec })
+    Ok(SliverSpec {
+        slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?,
+        keys: Vec::new(),
+        image,
+        rspec,
+        life: Life::default(),
+    })
 }
 
 fn request(run: Run) -> EnterRequest {
@@ -135,6 +142,9 @@ fn run() -> Result<()> {
     let small = Rspec { mem_limit: 64 << 20, disk_quota: 16 << 20, pids_limit: 40, ..Rspec::default() };
     step("create", || Ok(slivers.create(&spec("test/one", small)?, &image)?))?;
     slivers.create(&spec("test/two", Rspec::default())?, &image)?;
+    step("an unused sliver has neither process nor mount", || unused(&slivers))?;
+    step("suspend and resume", || suspended(&slivers))?;
+    step("reset and restart", || reset(&slivers, &image))?;
     step("start", || Ok(slivers.start("test_one")?))?;
     step("start again", || Ok(slivers.start("test_one")?))?;
     step("identity", || expect(&slivers, "test_one", "id; hostname; cat /proc/self/uid_map", 0, "uid=0(root)"))?;
@@ -284,6 +294,173 @@ fn run() -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// The names of all processes in a sliver, for messages.
+fn inhabitants(login: &str) -> String {
+    let group = format!("/slivers/{login}/");
+    let folders = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let inside = folders.filter(|p| fs::read_to_string(p.join("cgroup")).is_ok_and(|text| text.contains(&group)));
+    inside.filter_map(|p| fs::read_to_string(p.join("stat")).ok()).collect::<Vec<_>>().join("; ")
+}
+
+/// Reaps what its parent left to this first process; to be called while no child of this process is waited for elsewhere.
+fn reap_orphans() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+}
+
+/// What there is of a sliver beside its files: nothing, before its first login and after it was unused.
+fn unused(slivers: &Slivers) -> Result<()> {
+    let (group, scratch) = (Path::new("/sys/fs/cgroup/slivers/test_one"), Path::new("/run/slivers/test_one"));
+    ensure!(!group.exists() && !scratch.exists(), "a new sliver is not unused");
+    let activity = || slivers.activity("test_one").context("it does not run");
+    let settled = || -> Result<_> {
+        let start = Instant::now();
+        loop {
+            reap_orphans();
+            let now = activity()?;
+            if now.is_idle() && activity()? == now {
+                return Ok(now);
+            }
+            ensure!(start.elapsed() < Duration::from_secs(10), "it does not settle: {}", inhabitants("test_one"));
+            std::thread::yield_now();
+        }
+    };
+
+    expect(slivers, "test_one", "echo first login", 0, "first login")?;
+    let since = settled()?;
+    println!("    {since:?}");
+    expect(slivers, "test_one", "true", 0, "")?;
+    settled()?;
+    ensure!(!slivers.stop_unused("test_one", since)?, "stopped although somebody was in it since");
+
+    let mut session = slivers.enter("test_one", request(Run::Command("sleep 1000".into())))?;
+    let busy = activity()?;
+    ensure!(!busy.is_idle() && !slivers.stop_unused("test_one", busy)?, "stopped under a session");
+    session.child.kill()?;
+    session.child.wait()?;
+    expect(slivers, "test_one", "(setsid sleep 1000 & echo $! > /pid) >/dev/null 2>&1 <&1; true", 0, "")?;
+    let busy = activity()?;
+    ensure!(!busy.is_idle() && !slivers.stop_unused("test_one", busy)?, "stopped over a service");
+    expect(slivers, "test_one", "kill -9 $(cat /pid)", 0, "")?;
+
+    settled()?;
+
+    // Whoever comes in while it is being stopped gets in.
+    let done = AtomicBool::new(false);
+    let stopped = std::thread::scope(|scope| -> Result<u32> {
+        let resting = scope.spawn(|| -> Result<u32> {
+            let mut stopped = 0;
+            while !done.load(Ordering::Relaxed) {
+                if let Some(now) = slivers.activity("test_one") {
+                    stopped += u32::from(slivers.stop_unused("test_one", now)?);
+                }
+            }
+            Ok(stopped)
+        });
+        let entered = (0..20).try_for_each(|_| {
+            expect(slivers, "test_one", "echo in", 0, "in")?;
+            // Just when it may be stopped, the next comes.
+            let start = Instant::now();
+            while slivers.activity("test_one").is_some_and(|now| !now.is_idle()) {
+                ensure!(start.elapsed() < Duration::from_secs(10), "it does not settle: {}", inhabitants("test_one"));
+            }
+            Ok(())
+        });
+        done.store(true, Ordering::Relaxed);
+        let stopped = resting.join().map_err(|_| anyhow::anyhow!("stopping panicked"))?;
+        entered.and(stopped)
+    })?;
+    println!("    stopped {stopped} times while 20 came in");
+    ensure!(stopped > 0, "it was never stopped, so this shows nothing");
+
+    expect(slivers, "test_one", "true", 0, "")?;
+    ensure!(slivers.stop_unused("test_one", settled()?)?, "not stopped although unused");
+    ensure!(!group.exists(), "a control group of an unused sliver is left");
+    reap_orphans();
+    ensure!(inhabitants("test_one").is_empty(), "processes are left: {}", inhabitants("test_one"));
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    ensure!(!mounts.contains("overlay") && !mounts.contains("/run/slivers"), "mounts are left: {mounts}");
+    Ok(())
+}
+
+/// A counter inside that runs as fast as it can moves only while the sliver is not suspended.
+fn suspended(slivers: &Slivers) -> Result<()> {
+    let counter = Path::new("/data/slivers/test_one/upper/count");
+    let count = || fs::read_to_string(counter).ok().and_then(|text| text.lines().last()?.parse::<u64>().ok());
+    let cpu = || slivers.activity("test_one").context("it does not run").map(|activity| activity.cpu_microseconds);
+    let moves = |what: &str| -> Result<()> {
+        let (start, first) = (Instant::now(), count());
+        while count() <= first {
+            ensure!(start.elapsed() < Duration::from_secs(20), "the counter stands still {what}");
+            std::thread::yield_now();
+        }
+        Ok(())
+    };
+    let line = "i=0; while :; do i=$((i+1)); echo $i > /count; done";
+    let mut session = slivers.enter("test_one", request(Run::Command(line.into())))?;
+    moves("at first")?;
+    for _ in 0..2 {
+        slivers.set_suspended("test_one", Some("abuse"))?;
+    }
+    let (still, time) = (count(), cpu()?);
+    match slivers.enter("test_one", request(Run::Shell)) {
+        Err(error) => ensure!(error.to_string() == "slice test/one is suspended: abuse", "{error}"),
+        Ok(_) => bail!("entered a suspended sliver"),
+    }
+    ensure!(slivers.start("test_one").is_err(), "started a suspended sliver");
+    // Whatever would run, does while this works.
+    fingerprint(Path::new("/data/slivers"))?;
+    ensure!(count() == still && cpu()? == time, "it runs while suspended");
+
+    // A node manager that opens the slivers makes what the records say so, either way.
+    let frozen = Path::new("/sys/fs/cgroup/slivers/test_one/cgroup.freeze");
+    fs::write(frozen, "0")?;
+    let again = Slivers::open(SliverPaths::default())?;
+    ensure!(fs::read_to_string(frozen)?.trim() == "1", "opening does not renew a suspension");
+    again.set_suspended("test_one", None)?;
+    moves("after it was resumed")?;
+    fs::write(frozen, "1")?;
+    Slivers::open(SliverPaths::default())?;
+    moves("after opening thawed what is not suspended")?;
+
+    // What stands still can be stopped, and stays suspended.
+    again.set_suspended("test_one", Some("abuse"))?;
+    again.stop("test_one")?;
+    session.child.wait()?;
+    ensure!(again.start("test_one").is_err(), "started a suspended sliver");
+    again.set_suspended("test_one", None)?;
+    expect(slivers, "test_one", "rm /count; echo in", 0, "in").map(drop)
+}
+
+/// A sliver that filled its disk and is running is as new after a reset, once for each number.
+fn reset(slivers: &Slivers, image: &str) -> Result<()> {
+    let record = slivers.get("test_one")?;
+    let mut spec = record.spec.clone();
+    expect(slivers, "test_one", "rm /etc/debian_version; dd if=/dev/zero of=/big bs=1M count=64", 1, "")?;
+    let mut session = slivers.enter("test_one", request(Run::Command("sleep 1000".into())))?;
+    spec.life.reset = 5;
+    slivers.reset(&spec, image)?;
+    ensure!(!session.child.wait()?.success() && !slivers.is_running("test_one"), "something runs on");
+    ensure!(slivers.get("test_one")?.spec.life.reset == 5, "the number is not kept");
+    ensure!(Record { spec: spec.clone(), ..record } == slivers.get("test_one")?, "the record changed");
+    let usage = slivers.disk_usage("test_one")?;
+    ensure!(usage.bytes < 64 << 10, "{usage:?} after a reset");
+    expect(slivers, "test_one", "ls /big; cat /etc/debian_version && touch /kept", 0, "No such")?;
+    expect(slivers, "test_one", "dd if=/dev/zero of=/big bs=1M count=64; rm /big", 0, "exceeded")?;
+    for number in [5, 4] {
+        spec.life.reset = number;
+        slivers.reset(&spec, image)?;
+    }
+    expect(slivers, "test_one", "ls /kept; grep -c . /proc/uptime", 0, "/kept")?;
+
+    slivers.restart("test_one", 7)?;
+    ensure!(!slivers.is_running("test_one"), "it was not stopped");
+    slivers.start("test_one")?;
+    slivers.restart("test_one", 7)?;
+    ensure!(slivers.is_running("test_one"), "a restart was carried out twice");
+    slivers.stop("test_one")?;
+    expect(slivers, "test_one", "rm /kept", 0, "").map(drop)
 }
 
 fn import(store: &Store) -> Result<Digest> {

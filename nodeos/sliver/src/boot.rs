@@ -45,11 +45,13 @@ pub(crate) struct Order {
     pub(crate) leaf: PathBuf,
 }
 
-/// Runs the helper and waits for it.
-pub(crate) fn start(login: &str, order: &Order) -> Result<(), SliverError> {
+/// Runs the helper and waits for it. The helper and what it forks hold `lock` as their standard output, until the first process
+/// has closed all it has: if this process is killed, nobody starts a second one before the first is there or gone.
+pub(crate) fn start(login: &str, order: &Order, lock: &File) -> Result<(), SliverError> {
+    let held = lock.try_clone().map_err(SliverError::Helper)?;
     let mut child = helper_command(BOOT)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(held)
         .stderr(Stdio::piped())
         .spawn()
         .map_err(SliverError::Helper)?;

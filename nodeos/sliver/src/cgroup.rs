@@ -4,12 +4,33 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use orrery_protocol::Rspec;
 use rustix::process::Pid;
 
 use crate::error::{At, SliverError};
+
+/// How long a group may take to stand still. A process that waits for a disk does so only once it is served.
+const FREEZING: Duration = Duration::from_secs(10);
+
+/// What has gone on in a running sliver so far. Equal values at two moments say that nothing ran in between: whatever does takes
+/// processor time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Activity {
+    /// Processes and threads there are, the first included.
+    pub processes: u32,
+    /// Processor time that all processes took together, those that ended included.
+    pub cpu_microseconds: u64,
+}
+
+impl Activity {
+    /// Whether nothing is there but the first process.
+    pub fn is_idle(&self) -> bool {
+        self.processes <= 1
+    }
+}
 
 /// A sliver's control group, which may not exist.
 #[derive(Debug, Clone)]
@@ -66,7 +87,7 @@ impl ControlGroup {
     }
 
     /// Removes session leaves without processes.
-    fn sweep(&self) -> Result<(), SliverError> {
+    pub(crate) fn sweep(&self) -> Result<(), SliverError> {
         for leaf in self.leaves()? {
             if leaf != self.init() && processes(&leaf).is_ok_and(|p| p.is_empty()) {
                 // Busy when somebody just joined it, or gone already.
@@ -81,9 +102,22 @@ impl ControlGroup {
         processes(&self.init()).ok()?.first().copied()
     }
 
-    /// Whether anything runs in the group.
-    fn populated(&self) -> bool {
-        fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|text| text.contains("populated 1"))
+    /// Whether the group's events have this line.
+    fn event(&self, line: &str) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|text| text.lines().any(|l| l == line))
+    }
+
+    /// Stops everything in the group where it stands, or lets it go on, and waits until that is so.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), SliverError> {
+        let events = self.path.join("cgroup.events");
+        let file = match fs::File::open(&events) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result.at("opening", &events)?,
+        };
+        let number = u8::from(frozen);
+        self.write("cgroup.freeze", &number.to_string())?;
+        let reached = || self.event(&format!("frozen {number}"));
+        wait_for(&file, Some(FREEZING), reached).at("waiting until all stands still, or moves, in", &self.path)
     }
 
     /// Kills everything in the group and waits until it is gone.
@@ -94,14 +128,7 @@ impl ControlGroup {
             result => result.at("opening", &events)?,
         };
         self.write("cgroup.kill", "1")?;
-        while self.populated() {
-            // The kernel signals a change of the file as an exceptional condition. The deadline covers a change between
-            // the look and the wait.
-            let mut wait = [rustix::event::PollFd::new(&file, rustix::event::PollFlags::PRI)];
-            let deadline = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-            rustix::event::poll(&mut wait, Some(&deadline)).at("waiting for", &events)?;
-        }
-        Ok(())
+        wait_for(&file, None, || !self.event("populated 1")).at("waiting for", &events)
     }
 
     /// Removes the emptied group.
@@ -115,6 +142,14 @@ impl ControlGroup {
         }
     }
 
+    /// What has gone on, if there is a first process.
+    pub(crate) fn activity(&self) -> Option<Activity> {
+        self.first_process()?;
+        let cpu = fs::read_to_string(self.path.join("cpu.stat")).ok()?;
+        let cpu_microseconds = cpu.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())?;
+        Some(Activity { processes: self.usage().1, cpu_microseconds })
+    }
+
     /// Bytes of memory in use, and processes, or zeros when nothing runs.
     pub(crate) fn usage(&self) -> (u64, u32) {
         let read = |name: &str| fs::read_to_string(self.path.join(name)).ok();
@@ -122,6 +157,22 @@ impl ControlGroup {
         let processes = read("pids.current").and_then(|t| t.trim().parse().ok()).unwrap_or(0);
         (memory, processes)
     }
+}
+
+/// Waits until a condition that shows in a `cgroup.events` is `reached`.
+fn wait_for(events: &fs::File, patience: Option<Duration>, reached: impl Fn() -> bool) -> io::Result<()> {
+    let start = Instant::now();
+    while !reached() {
+        if patience.is_some_and(|patience| start.elapsed() > patience) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // The kernel signals a change of the file as an exceptional condition. The deadline covers a change between the look
+        // and the wait.
+        let mut wait = [rustix::event::PollFd::new(events, rustix::event::PollFlags::PRI)];
+        let deadline = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, Some(&deadline)))?;
+    }
+    Ok(())
 }
 
 fn processes(leaf: &Path) -> io::Result<Vec<Pid>> {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use orrery_protocol::SliceName;
+
 /// Why something could not be done to a sliver.
 #[derive(Debug, thiserror::Error)]
 pub enum SliverError {
@@ -11,6 +13,14 @@ pub enum SliverError {
     /// It exists already, from another image.
     #[error("sliver `{0}` exists already and was made from another image")]
     Exists(String),
+    /// It is not to run.
+    #[error("slice {slice} is suspended: {reason}")]
+    Suspended {
+        /// Whose it is.
+        slice: SliceName,
+        /// Why.
+        reason: String,
+    },
     /// Every range of identities is taken.
     #[error("no range of user identities is free")]
     Full,

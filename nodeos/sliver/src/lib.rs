@@ -1,8 +1,8 @@
 //! Slivers: light virtual machines made of namespaces, an overlay root, a control group and a project quota.
 //!
 //! A sliver is a record and a private upper directory on the data partition. An idle one has no process and no mount;
-//! [`Slivers::start`] gives it a first process that owns its namespaces, [`Slivers::enter`] runs commands inside, and
-//! [`Slivers::stop`] kills all of it. Nothing is kept in memory: whoever opens the same paths finds the same slivers, so the
+//! [`Slivers::start`] gives it a first process that owns its namespaces, [`Slivers::enter`] runs commands inside,
+//! [`Slivers::stop`] kills all of it, and [`Slivers::stop_unused`] does so if nothing runs inside. Nothing is kept in memory: whoever opens the same paths finds the same slivers, so the
 //! node manager may die at any time, and slivers keep running.
 //!
 //! The work inside namespaces is done by the program itself, run again with a first argument of `sliver-boot` or
@@ -14,12 +14,14 @@ mod confine;
 mod enter;
 mod error;
 mod internal;
+mod leftovers;
 mod node;
 mod record;
 mod remove;
 mod slivers;
 mod socket;
 
+pub use cgroup::Activity;
 pub use enter::{EnterRequest, Entered, Pty, Run};
 pub use error::SliverError;
 pub use internal::internal_main;

@@ -23,7 +23,8 @@ pub struct Record {
     pub index: u32,
     /// The identifier its root's tree has in the image store.
     pub image: String,
-    /// What central asked for.
+    /// What central asked for. Its life is what was made of that: a suspension that is in force, and the last reset and restart
+    /// that were carried out.
     pub spec: SliverSpec,
 }
 

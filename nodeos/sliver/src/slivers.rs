@@ -8,13 +8,16 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use orrery_protocol::{Rspec, SliverSpec};
+use orrery_protocol::{Life, Rspec, SliverSpec};
 use orrery_sys::quota;
-use rustix::{fs::FlockOperation, process::Pid};
+use rustix::{
+    fs::{CWD, FlockOperation, RenameFlags},
+    process::Pid,
+};
 
 use crate::{
     boot,
-    cgroup::ControlGroup,
+    cgroup::{Activity, ControlGroup},
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
     record::{MAX_INDEX, Record},
@@ -27,7 +30,7 @@ const BYTES_PER_INODE: u64 = 16 * 1024;
 /// A record, in a sliver's directory.
 const RECORD: &str = "sliver.json";
 /// A directory with this prefix is no sliver: one being made or destroyed.
-const TRANSIENT: char = '.';
+pub(crate) const TRANSIENT: char = '.';
 
 /// Where slivers are kept.
 #[derive(Debug, Clone)]
@@ -56,15 +59,15 @@ impl Default for SliverPaths {
 /// The slivers of a node. Cheap to open, and without state in memory.
 #[derive(Debug)]
 pub struct Slivers {
-    paths: SliverPaths,
+    pub(crate) paths: SliverPaths,
     sessions: AtomicU64,
 }
 
-/// The lock on one sliver, or on all, held until dropped.
-struct Lock(#[expect(dead_code, reason = "holding it open is what locks")] File);
+/// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
+pub(crate) struct Lock(File);
 
 impl Slivers {
-    /// Opens the slivers at `paths`, and removes what an interrupted creation or destruction left.
+    /// Opens the slivers at `paths`, removes what whoever used them last left when it died, and renews suspensions.
     ///
     /// # Errors
     /// When a directory cannot be made or read.
@@ -74,19 +77,11 @@ impl Slivers {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory).at("making", &directory)?;
         }
         let _lock = slivers.lock(".all")?;
-        let home = slivers.home();
-        for entry in fs::read_dir(&home).at("listing", &home)?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TRANSIENT) {
-                // It costs space and nothing else.
-                if let Err(error) = remove_tree(&entry.path()) {
-                    tracing::warn!("removing {}: {error}", entry.path().display());
-                }
-            }
-        }
+        slivers.reconcile_leftovers()?;
         Ok(slivers)
     }
 
-    fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.paths.data.join("slivers")
     }
 
@@ -94,11 +89,11 @@ impl Slivers {
         self.home().join(login)
     }
 
-    fn group(&self, login: &str) -> ControlGroup {
+    pub(crate) fn group(&self, login: &str) -> ControlGroup {
         ControlGroup::new(&self.paths.cgroup, login)
     }
 
-    fn lock(&self, name: &str) -> Result<Lock, SliverError> {
+    pub(crate) fn lock(&self, name: &str) -> Result<Lock, SliverError> {
         let path = self.paths.run.join(format!("{name}.lock"));
         let file = File::create(&path).at("making", &path)?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive)).at("locking", &path)?;
@@ -136,7 +131,8 @@ impl Slivers {
     }
 
     /// Makes the sliver `spec` describes, from the tree the image store knows as `image`, or brings the limits and keys of
-    /// the one there is up to date. It is not started.
+    /// the one there is up to date. It is not started. A new one has been reset and restarted as often as `spec` asks, and is not
+    /// suspended.
     ///
     /// # Errors
     /// When there is one of another image, or the disk or the quota refuses.
@@ -149,7 +145,8 @@ impl Slivers {
         match self.get(&login) {
             Ok(now) if now.image != image => return Err(SliverError::Exists(login)),
             Ok(now) => {
-                let record = Record { spec: spec.clone(), ..now.clone() };
+                let life = now.spec.life.clone();
+                let record = Record { spec: SliverSpec { life, ..spec.clone() }, ..now.clone() };
                 if record != now {
                     record.store(&directory.join(RECORD))?;
                 }
@@ -162,7 +159,24 @@ impl Slivers {
 
         let taken: Vec<u32> = self.list()?.iter().map(|r| r.index).collect();
         let index = (0..MAX_INDEX).find(|i| !taken.contains(i)).ok_or(SliverError::Full)?;
-        let record = Record { index, image: image.into(), spec: spec.clone() };
+        let life = Life { suspended: None, ..spec.life };
+        let record = Record { index, image: image.into(), spec: SliverSpec { life, ..spec.clone() } };
+        let new = self.build(&record)?;
+        self.limit_disk(&record)?;
+        fs::rename(&new, &directory).at("naming", &directory)?;
+        self.flush()?;
+        Ok(record)
+    }
+
+    /// Makes names in the directory of slivers last.
+    fn flush(&self) -> Result<(), SliverError> {
+        let home = self.home();
+        File::open(&home).and_then(|d| d.sync_all()).at("flushing", &home)
+    }
+
+    /// Makes the files of a sliver that has written nothing yet, under a transient name.
+    fn build(&self, record: &Record) -> Result<PathBuf, SliverError> {
+        let login = record.login();
         let new = self.home().join(format!("{TRANSIENT}new-{login}"));
         if new.exists() {
             remove_tree(&new).at("removing", &new)?;
@@ -179,11 +193,62 @@ impl Slivers {
                 .map_err(|source| SliverError::Quota { login: login.clone(), source })?;
         }
         record.store(&new.join(RECORD))?;
-        self.limit_disk(&record)?;
-        fs::rename(&new, &directory).at("naming", &directory)?;
-        let home = self.home();
-        File::open(&home).and_then(|d| d.sync_all()).at("flushing", &home)?;
-        Ok(record)
+        Ok(new)
+    }
+
+    /// Discards all that a sliver wrote, so that it is as one just made from `image`, which the image store knows under that name.
+    /// `spec` says which image that is and the number of the reset; one that was carried out already does nothing.
+    ///
+    /// What the sliver is then appears under its name in one step, the number with it: a crash leaves it as it was or reset.
+    ///
+    /// # Errors
+    /// When there is no such sliver, or the disk refuses.
+    pub fn reset(&self, spec: &SliverSpec, image: &str) -> Result<(), SliverError> {
+        let login = spec.slice.login();
+        let _all = self.lock(".all")?;
+        let lock = self.lock(&login)?;
+        let mut record = self.get(&login)?;
+        if record.spec.life.reset >= spec.life.reset {
+            return Ok(());
+        }
+        self.stop_locked(&login, &lock)?;
+        record.image = image.into();
+        record.spec.image = spec.image.clone();
+        record.spec.life.reset = spec.life.reset;
+        let (fresh, directory) = (self.build(&record)?, self.directory(&login));
+        rustix::fs::renameat_with(CWD, &fresh, CWD, &directory, RenameFlags::EXCHANGE).at("replacing", &directory)?;
+        self.flush()?;
+        // What is left to do costs space, and is done when the slivers are next opened.
+        remove_tree(&fresh).unwrap_or_else(|error| tracing::warn!("removing {}: {error}", fresh.display()));
+        Ok(())
+    }
+
+    /// Stops a sliver for its restart of this number, unless that was carried out already. The next login starts it.
+    ///
+    /// # Errors
+    /// As [`Slivers::stop`].
+    pub fn restart(&self, login: &str, number: u64) -> Result<(), SliverError> {
+        let lock = self.lock(login)?;
+        let mut record = self.get(login)?;
+        if record.spec.life.restart >= number {
+            return Ok(());
+        }
+        self.stop_locked(login, &lock)?;
+        record.spec.life.restart = number;
+        record.store(&self.directory(login).join(RECORD))
+    }
+
+    /// Suspends a sliver for this reason: what runs in it stands still, and nobody gets in. Or lets it go on.
+    ///
+    /// # Errors
+    /// When there is no such sliver, or not all of it stood still in time.
+    pub fn set_suspended(&self, login: &str, reason: Option<&str>) -> Result<(), SliverError> {
+        let _lock = self.lock(login)?;
+        let mut record = self.get(login)?;
+        // The record is last: what it says is in force. Whoever opens the slivers makes that so after a crash.
+        self.group(login).freeze(reason.is_some())?;
+        record.spec.life.suspended = reason.map(str::to_owned);
+        record.store(&self.directory(login).join(RECORD))
     }
 
     /// Sets the limits of a sliver to `rspec`, whether it runs or not.
@@ -219,10 +284,17 @@ impl Slivers {
     /// Starts a sliver, unless it runs.
     ///
     /// # Errors
-    /// When there is no such sliver, or a part of it cannot be made; nothing of it runs then.
+    /// When there is no such sliver, it is suspended, or a part of it cannot be made; nothing of it runs then.
     pub fn start(&self, login: &str) -> Result<(), SliverError> {
+        let lock = self.lock(login)?;
+        self.start_locked(login, &lock)
+    }
+
+    fn start_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
         let record = self.get(login)?;
-        let _lock = self.lock(login)?;
+        if let Some(reason) = record.spec.life.suspended {
+            return Err(SliverError::Suspended { slice: record.spec.slice, reason });
+        }
         let group = self.group(login);
         if group.first_process().is_some() {
             return Ok(());
@@ -248,7 +320,7 @@ impl Slivers {
                 return Err(SliverError::Path { doing: "using as a layer", path: path.clone(), source });
             }
         }
-        boot::start(login, &order).inspect_err(|_| {
+        boot::start(login, &order, &lock.0).inspect_err(|_| {
             // What failed to start is what matters to the caller.
             let _ = group.kill();
         })
@@ -276,13 +348,36 @@ impl Slivers {
             .map_err(|source| SliverError::Quota { login: login.into(), source })
     }
 
+    /// What has gone on in a sliver since it was started, if it runs.
+    pub fn activity(&self, login: &str) -> Option<Activity> {
+        self.group(login).activity()
+    }
+
     /// Kills everything in a sliver. What it wrote stays.
     ///
     /// # Errors
-    /// When its control group cannot be written.
+    /// When there is no such sliver, or its control group cannot be written.
     pub fn stop(&self, login: &str) -> Result<(), SliverError> {
+        let lock = self.lock(login)?;
         self.get(login)?;
-        let _lock = self.lock(login)?;
+        self.stop_locked(login, &lock)
+    }
+
+    /// Stops a sliver in which there is nothing but its first process, and nothing ran after `since`. Returns whether it did:
+    /// a login that came first keeps it running, one that comes after starts it again.
+    ///
+    /// # Errors
+    /// As [`Slivers::stop`].
+    pub fn stop_unused(&self, login: &str, since: Activity) -> Result<bool, SliverError> {
+        let lock = self.lock(login)?;
+        let unused = since.is_idle() && self.activity(login) == Some(since);
+        if unused {
+            self.stop_locked(login, &lock)?;
+        }
+        Ok(unused)
+    }
+
+    fn stop_locked(&self, login: &str, _: &Lock) -> Result<(), SliverError> {
         let group = self.group(login);
         group.kill()?;
         group.remove()
@@ -293,19 +388,24 @@ impl Slivers {
     /// # Errors
     /// When something of it cannot be removed; [`Slivers::open`] finishes what began.
     pub fn destroy(&self, login: &str) -> Result<(), SliverError> {
+        let _all = self.lock(".all")?;
+        let lock = self.lock(login)?;
         let record = match self.get(login) {
             Err(SliverError::Unknown(_)) => return Ok(()),
             result => result?,
         };
-        self.stop(login)?;
-        let _all = self.lock(".all")?;
-        let _lock = self.lock(login)?;
+        self.stop_locked(login, &lock)?;
         let dying = self.home().join(format!("{TRANSIENT}dead-{login}"));
         if dying.exists() {
             remove_tree(&dying).at("removing", &dying)?;
         }
         let directory = self.directory(login);
         fs::rename(&directory, &dying).at("renaming", &directory)?;
+        self.flush()?;
+        let scratch = self.paths.run.join(login);
+        if scratch.exists() {
+            remove_tree(&scratch).at("removing", &scratch)?;
+        }
         remove_tree(&dying).at("removing", &dying)?;
         self.set_quota(&record, 0, 0)
     }
@@ -313,7 +413,7 @@ impl Slivers {
     /// Runs a command in a sliver, which is started if it does not run.
     ///
     /// # Errors
-    /// When there is no such sliver, or it cannot be started or entered. A command that does not exist is none: it exits
+    /// When there is no such sliver, it is suspended, or it cannot be started or entered. A command that does not exist is none: it exits
     /// with 127, as from a shell.
     pub fn enter(&self, login: &str, request: EnterRequest) -> Result<Entered, SliverError> {
         self.begin(login, |first, leaf| enter::begin(login, first, leaf, request))?.finish()
@@ -334,8 +434,9 @@ impl Slivers {
         login: &str,
         helper: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
     ) -> Result<Entering, SliverError> {
-        self.start(login)?;
-        let _lock = self.lock(login)?;
+        // One lock for starting and entering, so that nobody stops it in between.
+        let lock = self.lock(login)?;
+        self.start_locked(login, &lock)?;
         let group = self.group(login);
         let Some(first) = group.first_process() else {
             return Err(SliverError::Enter { login: login.into(), message: "it stopped meanwhile".into() });

@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use attempts::{ATTEMPTS, Attempt, PRELUDE, Proof};
 use orrery_image_store::Store;
-use orrery_protocol::{ArtifactRef, Digest, ImageRef, Rspec, SliverSpec};
+use orrery_protocol::{ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount},
@@ -69,7 +69,13 @@ fn prepare() -> Result<()> {
 fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
     let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
     let image = ImageRef { name: "debian".into(), content };
-    Ok(SliverSpec { slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?, keys: Vec::new(), image, rspec })
+    Ok(SliverSpec {
+        slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?,
+        keys: Vec::new(),
+        image,
+        rspec,
+        life: Life::default(),
+    })
 }
 
 /// The slivers, and what they must not change.

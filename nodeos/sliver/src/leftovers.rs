@@ -1,0 +1,96 @@
+//! What a node manager that died at any instant, or a power cut, left: removed by whoever opens the slivers next.
+//!
+//! Each operation keeps an order in which the record's directory, under its own name, alone decides what there is. Everything
+//! else is made before it appears there or removed after it is gone, and found here by having no record. Locks are files of no
+//! size in memory, and stay.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use orrery_sys::quota;
+
+use crate::{
+    error::{At, SliverError},
+    record::{MAX_INDEX, Record},
+    remove::remove_tree,
+    slivers::{Slivers, TRANSIENT},
+};
+
+/// What cannot be removed costs space and no more; slivers go on without that.
+fn warn<T>(what: &str, result: Result<T, SliverError>) {
+    if let Err(error) = result {
+        tracing::warn!("removing what is left of {what}: {error}: {:?}", std::error::Error::source(&error));
+    }
+}
+
+impl Slivers {
+    /// Removes leftovers and makes every sliver that runs what its record says. To be called while nobody makes or destroys one.
+    pub(crate) fn reconcile_leftovers(&self) -> Result<(), SliverError> {
+        let home = self.home();
+        for entry in fs::read_dir(&home).at("listing", &home)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(TRANSIENT) {
+                warn("a sliver", remove_tree(&entry.path()).at("removing", entry.path()));
+            }
+        }
+        // Without all records it is not known what belongs to none.
+        let records = match self.list() {
+            Ok(records) => records,
+            Err(error) => {
+                warn("slivers", Err::<(), _>(error));
+                return Ok(());
+            }
+        };
+        let records: BTreeMap<String, Record> = records.into_iter().map(|r| (r.login(), r)).collect();
+        for (login, _) in directories(&self.paths.cgroup).into_iter().filter(|(login, _)| !records.contains_key(login))
+        {
+            let group = self.group(&login);
+            warn(&login, group.kill().and_then(|()| group.remove()));
+        }
+        for (_, scratch) in directories(&self.paths.run).into_iter().filter(|(login, _)| !records.contains_key(login)) {
+            warn("a sliver", remove_tree(&scratch).at("removing", &scratch));
+        }
+        for login in records.keys() {
+            warn(login, self.settle(login));
+        }
+        warn("limits", self.unlimit(&records));
+        Ok(())
+    }
+
+    /// Makes what runs of a sliver what its record says.
+    fn settle(&self, login: &str) -> Result<(), SliverError> {
+        // Waits for a start whose node manager died: what that began holds the lock.
+        let _lock = self.lock(login)?;
+        let group = self.group(login);
+        if group.first_process().is_none() {
+            group.kill()?;
+            return group.remove();
+        }
+        group.sweep()?;
+        group.freeze(self.get(login)?.spec.life.suspended.is_some())
+    }
+
+    /// Takes the limits off the projects no sliver has.
+    fn unlimit(&self, records: &BTreeMap<String, Record>) -> Result<(), SliverError> {
+        let home = self.home();
+        let opened = fs::File::open(&home).at("opening", &home)?;
+        // A file system without project quotas has no limits either.
+        let limited = quota::limited_projects(opened.as_fd()).unwrap_or_default();
+        let unused =
+            |project: &u32| (1..=MAX_INDEX).contains(project) && records.values().all(|r| r.project() != *project);
+        for project in limited.into_iter().filter(unused) {
+            quota::set_project_limits(opened.as_fd(), project, 0, 0).at("taking limits off a project of", &home)?;
+        }
+        Ok(())
+    }
+}
+
+/// The directories in a directory, which need not exist, by name.
+fn directories(path: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect()
+}
