@@ -3,6 +3,7 @@
 mod context;
 mod enrol;
 mod files;
+mod image;
 mod keys;
 mod media;
 mod node;
@@ -46,6 +47,9 @@ enum Command {
     /// Boot scripts: write, sign, publish.
     #[command(subcommand)]
     Script(script::Script),
+    /// Images that slivers start from.
+    #[command(subcommand)]
+    Image(image::Images),
     /// Release keys: make, show.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Slice(command) => slice::run(&context, command),
         Command::Release(command) => release::run(&context, command),
         Command::Script(command) => script::run(&context, command),
+        Command::Image(command) => image::run(&context, command),
         Command::Keys(command) => keys::run(&context, command),
         Command::Sign(sign) => sign.run(&context, None),
         Command::Trust(command) => trust::run(&context, command),

@@ -3,13 +3,15 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use orrery_central_api::{ReleaseRecord, peek};
-use orrery_protocol::{ArtifactRef, MinimumHardware, PayloadType, ReleaseManifest};
+use orrery_image_builder::chunk_index;
+use orrery_protocol::{ArtifactRef, ArtifactRole, MinimumHardware, PayloadType, ReleaseArtifact, ReleaseManifest};
 use orrery_transport::{Client, TransportError};
 use serde_json::json;
 use ureq::http::Method;
@@ -32,6 +34,9 @@ pub(crate) enum Release {
         /// The release's folder: manifest.json, and artifacts/ by SHA-256.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// A further image for slivers by `orrery image import`, or another one instead of the build's. Any number of times.
+        #[arg(long = "image", value_name = "NAME=FILE")]
+        more: Vec<NamedImage>,
         #[command(flatten)]
         minimum: Minimum,
     },
@@ -44,6 +49,26 @@ pub(crate) enum Release {
     },
     /// List published releases, newest first.
     List,
+}
+
+/// An image with the name that slices know it by.
+#[derive(Clone)]
+pub(crate) struct NamedImage {
+    name: String,
+    file: PathBuf,
+}
+
+impl FromStr for NamedImage {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+                Ok(Self { name: name.to_owned(), file: file.into() })
+            }
+            _ => Err("an image is NAME=FILE"),
+        }
+    }
 }
 
 /// The least machine that the release is installed on.
@@ -70,7 +95,7 @@ impl Minimum {
 
 pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
     match command {
-        Release::Assemble { images, out, minimum } => assemble(context, &images, &out, minimum.demand()),
+        Release::Assemble { images, out, more, minimum } => assemble(context, &images, &out, &more, minimum.demand()),
         Release::Sign(sign) => sign.run(context, Some(PayloadType::ReleaseManifest)),
         Release::Publish { manifest } => publish(context, &manifest),
         Release::List => {
@@ -88,7 +113,7 @@ pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
     }
 }
 
-fn assemble(context: &Context, images: &Path, out: &Path, minimum: MinimumHardware) -> Result<()> {
+fn assemble(context: &Context, images: &Path, out: &Path, more: &[NamedImage], minimum: MinimumHardware) -> Result<()> {
     let described = images.join("release.json");
     let mut manifest = ReleaseManifest::decode(&files::read(&described)?)
         .with_context(|| format!("reading {}", described.display()))?;
@@ -103,6 +128,13 @@ fn assemble(context: &Context, images: &Path, out: &Path, minimum: MinimumHardwa
         .with_context(|| format!("making a folder in {}", parent.display()))?;
     let store = draft.path().join("artifacts");
     fs::create_dir(&store).with_context(|| format!("making {}", store.display()))?;
+    let indexes = draft.path().join("chunks");
+    fs::create_dir(&indexes).with_context(|| format!("making {}", indexes.display()))?;
+    for image in more {
+        let artifact = describe(image, &indexes, &mut candidates)?;
+        manifest.artifacts.retain(|known| known.role != ArtifactRole::Image || known.name != artifact.name);
+        manifest.artifacts.push(artifact);
+    }
     for (name, content) in contents(&manifest) {
         let source =
             find(&candidates, &content).with_context(|| format!("looking in {} for {name}", images.display()))?;
@@ -111,6 +143,7 @@ fn assemble(context: &Context, images: &Path, out: &Path, minimum: MinimumHardwa
         File::open(&copy).and_then(|f| f.sync_all()).with_context(|| format!("syncing {}", copy.display()))?;
         ensure!(files::measure(&copy)? == content, "{} changed while it was copied", source.display());
     }
+    fs::remove_dir_all(&indexes).with_context(|| format!("removing {}", indexes.display()))?;
     files::write_new(&draft.path().join("manifest.json"), &manifest.encode()?, Access::Public)?;
     files::sync_folder(&store)?;
     use std::os::unix::fs::PermissionsExt;
@@ -122,6 +155,17 @@ fn assemble(context: &Context, images: &Path, out: &Path, minimum: MinimumHardwa
     let path = out.join("manifest.json");
     let value = json!({ "release": manifest.release, "manifest": path });
     context.print(&value, |_| format!("release {}: sign {}", manifest.release, path.display()))
+}
+
+/// An image's artifact. Its file and its chunk index, which is written to `indexes`, are then among the `candidates`.
+fn describe(image: &NamedImage, indexes: &Path, candidates: &mut Vec<(u64, PathBuf)>) -> Result<ReleaseArtifact> {
+    let NamedImage { name, file } = image;
+    let content = files::measure(file)?;
+    let index = indexes.join(content.sha256.to_string());
+    fs::write(&index, chunk_index(&files::read(file)?)).with_context(|| format!("writing {}", index.display()))?;
+    let chunks = files::measure(&index)?;
+    candidates.extend([(content.size, file.clone()), (chunks.size, index)]);
+    Ok(ReleaseArtifact { role: ArtifactRole::Image, name: name.clone(), content, chunks: Some(chunks) })
 }
 
 fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {

@@ -378,3 +378,37 @@ fn key_files_are_found_among_others() {
     let secret = fs::read_to_string(folder.join("a.key")).unwrap();
     assert!(!people.contains(secret.trim()) && !expect.to_string().contains(secret.trim()));
 }
+
+#[test]
+fn an_image_of_ones_own_goes_into_a_release() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    images(folder);
+    fs::create_dir_all(folder.join("tree/bin")).unwrap();
+    fs::write(folder.join("tree/bin/tool"), "#!/bin/sh\n").unwrap();
+    let made = check(folder, "image import tree --out own.tar.zst", 0);
+    assert_eq!((&made["format"], &made["content"]["files"]), (&json!("directory"), &json!(1)), "{made}");
+    check(folder, "image import tree --out again.tar.zst", 0);
+    let own = fs::read(folder.join("own.tar.zst")).unwrap();
+    assert_eq!(own, fs::read(folder.join("again.tar.zst")).unwrap());
+    // Nothing is replaced, and nothing is left behind.
+    check(folder, "image import tree --out own.tar.zst", 1);
+    check(folder, "image import nothing --out other.tar.zst", 1);
+    check(folder, "image import tree --limit 1 --out other.tar.zst", 1);
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["again.tar.zst", "images", "own.tar.zst", "tree"]);
+
+    let line = "release assemble --images images --image own=own.tar.zst --image debian=again.tar.zst --out release";
+    check(folder, line, 0);
+    let manifest = ReleaseManifest::decode(&fs::read(folder.join("release/manifest.json")).unwrap()).unwrap();
+    let names: Vec<_> = manifest.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
+    assert_eq!(names, ["kernel", "nodeos", "own", "debian"]);
+    let store = folder.join("release/artifacts");
+    let artifact = &manifest.artifacts[2];
+    assert_eq!(artifact.content.sha256, Digest::of(&own));
+    assert_eq!(fs::read(store.join(artifact.content.sha256.to_string())).unwrap(), own);
+    let index = fs::read(store.join(artifact.chunks.unwrap().sha256.to_string())).unwrap();
+    orrery_protocol::ChunkIndex::parse(&index, &artifact.content).unwrap();
+    check(folder, "release assemble --images images --image own --out other", 2);
+}

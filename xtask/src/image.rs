@@ -33,6 +33,8 @@ pub(crate) struct Images {
     pub(crate) tools: PathBuf,
     /// The folder of the static test programs for a VM.
     pub(crate) vm_tests: PathBuf,
+    /// The static busybox that the images have.
+    pub(crate) busybox: PathBuf,
 }
 
 /// Builds what is out of date.
@@ -43,13 +45,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Images> {
     setup::check()?;
     let built = build::all(workspace)?;
     let tools = build::tools(workspace)?;
-    let vm_tests = built.rust.folder.clone();
+    let (vm_tests, busybox) = (built.rust.folder.clone(), built.busybox.folder.join("busybox"));
     let folder = workspace.images();
     let inputs = inputs(workspace, &built)?;
     let stamp = folder.join(STAMP);
     if fs::read_to_string(&stamp).is_ok_and(|old| old == inputs.text()) && complete(&folder) {
         ui::say("image", &format!("up to date in {}", folder.display()));
-        return Ok(Images { folder, tools, vm_tests });
+        return Ok(Images { folder, tools, vm_tests, busybox });
     }
     let step = Step::start("image", "assembling");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -77,7 +79,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Images> {
         size(result.nodeos_bytes),
         folder.display()
     ));
-    Ok(Images { folder, tools, vm_tests })
+    Ok(Images { folder, tools, vm_tests, busybox })
 }
 
 fn within(what: &str, bytes: u64, budget: u64) -> Result<()> {

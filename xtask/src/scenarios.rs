@@ -6,6 +6,7 @@ mod attended;
 mod clock;
 mod damage;
 mod downloads;
+mod image;
 mod input;
 mod install;
 mod limits;
@@ -108,6 +109,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("reproducible-images", reproducible::images),
     Scenario::full("rollout", rollout::rollout),
     Scenario::fast("sliver-limits", limits::limits),
+    Scenario::full("own-image", image::own),
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("sliver-escapes", machinery::escapes),

@@ -52,7 +52,10 @@ const LAYERS: [(&str, &[&str]); 20] = [
         ],
     ),
     ("orrery-central", &["orrery-central-api", "orrery-protocol", "orrery-transport"]),
-    ("orrery", &["orrery-central-api", "orrery-image-builder", "orrery-protocol", "orrery-transport"]),
+    (
+        "orrery",
+        &["orrery-central-api", "orrery-image-builder", "orrery-image-source", "orrery-protocol", "orrery-transport"],
+    ),
     ("guest-probe", &["orrery-sys"]),
     ("xtask", &["orrery-central-api", "orrery-image-builder", "orrery-installer", "orrery-protocol", "orrery-qemu"]),
 ];
