@@ -46,7 +46,7 @@ pub(crate) fn take_up(config: &NodeConfig) {
 ///
 /// # Errors
 /// The server cannot be reached, or it is refused and has nothing that changes this.
-pub(crate) fn ask(config: &NodeConfig, url: &str) -> Result<(), StageFailure> {
+pub fn ask(config: &NodeConfig, url: &str) -> Result<(), StageFailure> {
     let before = current(config);
     let path = format!("/v1/roots?after={}", before.serial);
     let verified = central::client(config, url).and_then(|client| Ok(client.get_bytes(&path, MAX_ANSWER)?));

@@ -147,6 +147,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("kexec-refused", upgrade::kexec_refused),
     Scenario::fast("rotated-keys", rotation::rotated_keys),
     Scenario::full("rotated-authority", rotation::rotated_authority),
+    Scenario::full("running-authority", rotation::running_authority),
     Scenario::full("enrolment", rotation::enrolment),
     Scenario::full("renewed-key", rotation::renewed_key),
     Scenario::full("disabled-node", rotation::disabled),

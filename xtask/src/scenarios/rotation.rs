@@ -69,6 +69,25 @@ pub(super) fn rotated_authority(bench: &Bench<'_>) -> Result<()> {
     node.expect_ready(&mut vm, BOOTED).map(drop)
 }
 
+/// Central changes over to a new authority while the node OS runs: it follows, and goes on as before.
+pub(super) fn running_authority(bench: &Bench<'_>) -> Result<()> {
+    let mut lab = bench.lab()?;
+    let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
+    node.wait_for(EARLY, "run level `running` at central", || Ok(lab.node_detail("n1")?["run_level"] == "running"))?;
+    let authority = lab.central.new_authority()?;
+    let update = lab.trust_update(&node.config, &[&lab.release_key()], &[&authority])?;
+    lab.orrery(["trust", "publish"], [&update])?;
+    lab.orrery(["trust", "adopt", "--from"], [&node.config, &update])?;
+    lab.central.stop()?;
+    lab.central.start()?;
+    vm.expect("trust root 1", EARLY)?;
+    // What is wanted gets through, and so does what became of it.
+    lab.add_slice("demo/hello", &["n1"], &[])?;
+    let said = node.run_when_ready(&lab, "demo_hello", "id -u", SLIVER)?;
+    ensure!(said.stdout == "0\n", "no sliver after the change: {said}");
+    Ok(())
+}
+
 /// A medium without a key: the machine makes one, becomes the node that the token stands for, and stays it; nobody else becomes it by
 /// the same token.
 pub(super) fn enrolment(bench: &Bench<'_>) -> Result<()> {
