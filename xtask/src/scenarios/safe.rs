@@ -15,11 +15,13 @@ use orrery_qemu::{
     ssh::{Output, SshError},
 };
 
-use super::{BOOTED, Bench, EARLY, installed};
+use super::{BOOTED, Bench, EARLY, INSTALLED, installed};
 use crate::lab::{Lab, Node, NodeOptions, ScriptOptions};
 
 /// The least memory that a medium boots to safe mode in.
 const LEAST_MEMORY_MIB: u32 = 192;
+/// The longest that safe mode waits before it asks central again.
+const RETRIED: Duration = Duration::from_secs(300);
 /// A packet filter does not answer; that a client has waited for so long is the answer.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -169,6 +171,18 @@ pub(super) fn console(bench: &Bench<'_>) -> Result<()> {
     vm.send("echo in$((40 + 2))side\n")?;
     vm.expect("in42side", EARLY)?;
     Ok(())
+}
+
+/// Safe mode asks central again when its timer ends, and does what it is told then, without anybody's help.
+pub(super) fn retries(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions::default())?;
+    lab.orrery(["node", "set-state", "safe", "n1"], [] as [&str; 0])?;
+    let mut vm = node.spec.start()?;
+    vm.expect("stage safe ok", EARLY)?;
+    lab.orrery(["node", "set-state", "reinstall", "n1"], [] as [&str; 0])?;
+    vm.expect("stage install ok", RETRIED + INSTALLED)?;
+    node.expect_ready(&mut vm, INSTALLED).map(drop)
 }
 
 /// Safe mode for one boot: the next one is as before, without anybody's help.
