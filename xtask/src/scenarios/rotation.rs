@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use super::{BOOTED, Bench, EARLY, INSTALLED, SLIVER, installed};
-use crate::lab::{NodeOptions, ScriptOptions};
+use crate::lab::{Lab, Node, NodeOptions, ScriptOptions};
 
 /// A new release key takes over by a signed update, and the old one loses its power; a disk that knows refuses it even when
 /// central is made to forget the update.
@@ -44,17 +44,22 @@ pub(super) fn rotated_keys(bench: &Bench<'_>) -> Result<()> {
     node.wait_failure(&lab, "signature", EARLY).map(drop)
 }
 
-/// Central changes over to a new authority: a medium that pins the old one follows the signed updates to it, which it gets from a
-/// server that it cannot verify. Updates that others signed lead nowhere.
-pub(super) fn rotated_authority(bench: &Bench<'_>) -> Result<()> {
-    let mut lab = bench.lab()?;
-    let node = lab.add_node("n1", NodeOptions::default())?;
+/// Central's server shows a certificate of a new authority, and the trust update that leads to it is published.
+fn change_authority(lab: &mut Lab, node: &Node) -> Result<()> {
     let authority = lab.central.new_authority()?;
     let update = lab.trust_update(&node.config, &[&lab.release_key()], &[&authority])?;
     lab.orrery(["trust", "publish"], [&update])?;
     lab.orrery(["trust", "adopt", "--from"], [&node.config, &update])?;
     lab.central.stop()?;
-    lab.central.start()?;
+    lab.central.start()
+}
+
+/// Central changes over to a new authority: a medium that pins the old one follows the signed updates to it, which it gets from a
+/// server that it cannot verify. Updates that others signed lead nowhere.
+pub(super) fn rotated_authority(bench: &Bench<'_>) -> Result<()> {
+    let mut lab = bench.lab()?;
+    let node = lab.add_node("n1", NodeOptions::default())?;
+    change_authority(&mut lab, &node)?;
 
     let mut vm = node.spec.start()?;
     vm.expect("trust root 1", EARLY)?;
@@ -74,12 +79,7 @@ pub(super) fn running_authority(bench: &Bench<'_>) -> Result<()> {
     let mut lab = bench.lab()?;
     let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
     node.wait_for(EARLY, "run level `running` at central", || Ok(lab.node_detail("n1")?["run_level"] == "running"))?;
-    let authority = lab.central.new_authority()?;
-    let update = lab.trust_update(&node.config, &[&lab.release_key()], &[&authority])?;
-    lab.orrery(["trust", "publish"], [&update])?;
-    lab.orrery(["trust", "adopt", "--from"], [&node.config, &update])?;
-    lab.central.stop()?;
-    lab.central.start()?;
+    change_authority(&mut lab, &node)?;
     vm.expect("trust root 1", EARLY)?;
     // What is wanted gets through, and so does what became of it.
     lab.add_slice("demo/hello", &["n1"], &[])?;
