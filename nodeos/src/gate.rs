@@ -152,7 +152,7 @@ fn environment(slice: &SliceName, request: &SessionRequest) -> Vec<(String, Stri
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::IpAddr, os::fd::OwnedFd};
+    use std::{collections::BTreeMap, net::IpAddr, os::fd::OwnedFd, path::Path};
 
     use orrery_sshd::{AgentListener, Family};
 
@@ -191,7 +191,7 @@ mod tests {
             Err(io::ErrorKind::NotFound.into())
         }
 
-        fn agent(&self) -> io::Result<AgentListener> {
+        fn agent(&self, _: &Path) -> io::Result<AgentListener> {
             Err(io::ErrorKind::NotFound.into())
         }
     }

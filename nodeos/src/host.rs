@@ -6,7 +6,7 @@ use std::{
     io,
     net::IpAddr,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     process::{ExitCode, Stdio},
     sync::Arc,
     thread,
@@ -267,13 +267,10 @@ impl Network for SliverNetwork {
         Ok(self.slivers.socket(&self.login, wish).map_err(chained)?.socket)
     }
 
-    fn agent(&self) -> io::Result<AgentListener> {
-        let mut number = [0; 8];
-        rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
-        let path = PathBuf::from(format!("/tmp/ssh-{:016x}/agent", u64::from_ne_bytes(number)));
+    fn agent(&self, path: &Path) -> io::Result<AgentListener> {
         let Made { socket, helper } =
-            self.slivers.socket(&self.login, Wish::Listener(path.clone())).map_err(chained)?;
-        Ok(AgentListener { listener: socket.into(), path, keep: Box::new(helper) })
+            self.slivers.socket(&self.login, Wish::Listener(path.to_owned())).map_err(chained)?;
+        Ok(AgentListener { listener: socket.into(), keep: Box::new(helper) })
     }
 }
 

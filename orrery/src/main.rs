@@ -50,7 +50,7 @@ enum Command {
     /// Images that slivers start from.
     #[command(subcommand)]
     Image(image::Images),
-    /// Release keys: make, show.
+    /// Release keys: make, show, list.
     #[command(subcommand)]
     Keys(keys::Keys),
     /// Sign a document of any type, or add signatures to a signed one; works offline.

@@ -128,10 +128,9 @@ fn assemble(context: &Context, images: &Path, out: &Path, more: &[NamedImage], m
         .with_context(|| format!("making a folder in {}", parent.display()))?;
     let store = draft.path().join("artifacts");
     fs::create_dir(&store).with_context(|| format!("making {}", store.display()))?;
-    let indexes = draft.path().join("chunks");
-    fs::create_dir(&indexes).with_context(|| format!("making {}", indexes.display()))?;
+    let indexes = tempfile::tempdir().context("making a temporary folder")?;
     for image in more {
-        let artifact = describe(image, &indexes, &mut candidates)?;
+        let artifact = describe(image, indexes.path(), &mut candidates)?;
         manifest.artifacts.retain(|known| known.role != ArtifactRole::Image || known.name != artifact.name);
         manifest.artifacts.push(artifact);
     }
@@ -143,7 +142,6 @@ fn assemble(context: &Context, images: &Path, out: &Path, more: &[NamedImage], m
         File::open(&copy).and_then(|f| f.sync_all()).with_context(|| format!("syncing {}", copy.display()))?;
         ensure!(files::measure(&copy)? == content, "{} changed while it was copied", source.display());
     }
-    fs::remove_dir_all(&indexes).with_context(|| format!("removing {}", indexes.display()))?;
     files::write_new(&draft.path().join("manifest.json"), &manifest.encode()?, Access::Public)?;
     files::sync_folder(&store)?;
     use std::os::unix::fs::PermissionsExt;

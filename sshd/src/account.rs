@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::{fd::OwnedFd, unix::net::UnixListener},
-    path::PathBuf,
+    path::Path,
     sync::Arc,
 };
 
@@ -59,19 +59,18 @@ pub trait Network: Send + Sync + 'static {
     /// It cannot be made.
     fn socket(&self, family: Family) -> io::Result<OwnedFd>;
 
-    /// Listens for programs of a session that ask the client's agent.
+    /// Listens at `path`, as a session's programs see it, for those that ask the client's agent. Its folder is made for it, and
+    /// nobody else's.
     ///
     /// # Errors
     /// It cannot be done, or is not.
-    fn agent(&self) -> io::Result<AgentListener>;
+    fn agent(&self, path: &Path) -> io::Result<AgentListener>;
 }
 
 /// Where a session's programs find the client's agent.
 pub struct AgentListener {
     /// Accepts them.
     pub listener: UnixListener,
-    /// Its path, as the session's programs see it.
-    pub path: PathBuf,
     /// Dropped when the session has ended.
     pub keep: Box<dyn Any + Send + Sync>,
 }

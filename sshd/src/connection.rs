@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -339,11 +340,14 @@ impl server::Handler for Connection {
     async fn agent_request(&mut self, id: ChannelId, session: &mut server::Session) -> Result<bool, russh::Error> {
         let wanted = self.preparing(id).is_some_and(|preparing| preparing.agent.is_none());
         let Some(network) = self.network().filter(|_| wanted) else { return Ok(true) };
-        let made = tokio::task::spawn_blocking(move || network.agent()).await;
-        let listening = made.unwrap_or_else(|e| Err(io::Error::other(e))).and_then(|agent| {
-            let path = agent.path.to_string_lossy().into_owned();
-            Ok((path, self.forwards.agent(agent, session.handle())?))
+        let made = tokio::task::spawn_blocking(move || {
+            let path = agent_path()?;
+            Ok((network.agent(Path::new(&path))?, path))
         });
+        let listening = made
+            .await
+            .unwrap_or_else(|e| Err(io::Error::other(e)))
+            .and_then(|(agent, path)| Ok((path, self.forwards.agent(agent, session.handle())?)));
         match (listening, self.preparing(id)) {
             (Ok((path, listening)), Some(preparing)) => {
                 preparing.env.push(("SSH_AUTH_SOCK".into(), path));
@@ -381,6 +385,13 @@ impl server::Handler for Connection {
     ) -> Result<(), russh::Error> {
         self.start(id, Command::Subsystem(name.to_owned()), session)
     }
+}
+
+/// A path in a folder of its own, which nobody can have made before.
+fn agent_path() -> io::Result<String> {
+    let mut number = [0; 8];
+    rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("/tmp/ssh-{:016x}/agent", u64::from_ne_bytes(number)))
 }
 
 /// Whether a variable from afar may be set: the ones that choose a language.

@@ -150,7 +150,7 @@ impl Forwards {
     /// # Errors
     /// When the listener is none.
     pub(crate) fn agent(&self, agent: AgentListener, handle: Handle) -> io::Result<Listening> {
-        let AgentListener { listener, keep, .. } = agent;
+        let AgentListener { listener, keep } = agent;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let carrier = self.carrier(handle);

@@ -7,7 +7,7 @@ use std::{
         fd::OwnedFd,
         unix::{fs::DirBuilderExt, net::UnixListener},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Stdio},
     sync::Arc,
 };
@@ -123,11 +123,10 @@ impl Network for LocalShell {
         Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
     }
 
-    fn agent(&self) -> io::Result<AgentListener> {
-        let folder = AgentFolder(std::env::temp_dir().join(format!("ssh-{:016x}", random()?)));
+    fn agent(&self, path: &Path) -> io::Result<AgentListener> {
+        let folder = AgentFolder(path.parent().unwrap_or(Path::new("/")).to_owned());
         std::fs::DirBuilder::new().mode(0o700).create(&folder.0)?;
-        let path = folder.0.join("agent");
-        Ok(AgentListener { listener: UnixListener::bind(&path)?, path, keep: Box::new(folder) })
+        Ok(AgentListener { listener: UnixListener::bind(path)?, keep: Box::new(folder) })
     }
 }
 
@@ -139,12 +138,6 @@ impl Drop for AgentFolder {
         // Nobody can do anything about a folder that stays.
         let _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// A new terminal: its master side, and the side for the process.

@@ -5,10 +5,12 @@
 //! `incoming/debian.tar` (or `.tar.zst`, plus its SHA-256 in hexadecimal with `.sha256`). Each check prints one line, the last
 //! is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
 
+mod support;
+
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::fd::AsFd,
     path::Path,
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -17,14 +19,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
-use orrery_protocol::{ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec};
-use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main, prepare_node};
+use orrery_protocol::{Digest, Rspec};
+use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main};
 use orrery_sys::namespace::{Fork, fork};
 use rustix::{
-    mount::{MountFlags, mount},
     process::{DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions},
     thread::ThreadNameSpaceType,
 };
+use support::{fingerprint, prepare, spec};
 
 /// The first argument of [`prey`].
 const PREY: &str = "prey";
@@ -41,14 +43,7 @@ fn main() -> ExitCode {
         println!("    prey: {error:#}");
         return ExitCode::FAILURE;
     }
-    let result = run();
-    match &result {
-        Ok(()) => println!("SLIVER-VM ok"),
-        Err(error) => println!("SLIVER-VM FAILED {error:#}"),
-    }
-    rustix::fs::sync();
-    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
-    ExitCode::FAILURE
+    support::finish(run())
 }
 
 /// Does one step and tells how long it took.
@@ -57,31 +52,6 @@ fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = work().with_context(|| format!("step `{name}`"))?;
     println!("ok {name} ({} ms)", start.elapsed().as_millis());
     Ok(result)
-}
-
-fn prepare() -> Result<()> {
-    let none = MountFlags::empty();
-    // The kernel may have mounted /dev already.
-    let _ = mount("dev", "/dev", "devtmpfs", none, None);
-    mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
-    mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
-    mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
-    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, None).context("mounting control groups")?;
-    mount("/dev/vda", "/data", "ext4", none, Some(c"prjquota")).context("mounting /data")?;
-    fs::write("/etc/resolv.conf", "nameserver 10.0.2.3\n").context("writing resolv.conf")?;
-    prepare_node(Path::new("/sys/fs/cgroup/slivers")).context("preparing the node")
-}
-
-fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
-    let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
-    let image = ImageRef { name: "debian".into(), content };
-    Ok(SliverSpec {
-        slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?,
-        keys: Vec::new(),
-        image,
-        rspec,
-        life: Life::default(),
-    })
 }
 
 fn request(run: Run) -> EnterRequest {
@@ -108,26 +78,6 @@ fn expect(slivers: &Slivers, login: &str, line: &str, code: i32, part: &str) -> 
 
 fn processes() -> Result<usize> {
     Ok(fs::read_dir("/proc")?.flatten().filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).count())
-}
-
-/// A digest of names, sizes and times of a whole tree.
-fn fingerprint(tree: &Path) -> Result<u64> {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut pending = vec![tree.to_owned()];
-    let mut sum = 0_u64;
-    while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(&directory)? {
-            let path = entry?.path();
-            let data = fs::symlink_metadata(&path)?;
-            let mut hasher = DefaultHasher::new();
-            (&path, data.mode(), data.uid(), data.gid(), data.size(), data.mtime(), data.ctime()).hash(&mut hasher);
-            sum = sum.wrapping_add(hasher.finish());
-            if data.is_dir() {
-                pending.push(path);
-            }
-        }
-    }
-    Ok(sum)
 }
 
 fn run() -> Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! A sliver is a record and a private upper directory on the data partition. An idle one has no process and no mount;
 //! [`Slivers::start`] gives it a first process that owns its namespaces, [`Slivers::enter`] runs commands inside,
-//! [`Slivers::stop`] kills all of it, and [`Slivers::stop_unused`] does so if nothing runs inside. Nothing is kept in memory: whoever opens the same paths finds the same slivers, so the
-//! node manager may die at any time, and slivers keep running.
+//! [`Slivers::stop`] kills all of it, and [`Slivers::stop_unused`] does so if nothing runs inside. Nothing is kept in memory:
+//! whoever opens the same paths finds the same slivers, so the node manager may die at any time, and slivers keep running.
 //!
 //! The work inside namespaces is done by the program itself, run again with a first argument of `sliver-boot` or
 //! `sliver-enter`: see [`internal_main`].

@@ -66,6 +66,12 @@ pub struct Slivers {
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
 pub(crate) struct Lock(File);
 
+/// Refuses what no sliver is called, and no path has to contain.
+fn check_login(login: &str) -> Result<(), SliverError> {
+    let plain = !login.is_empty() && login.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if plain { Ok(()) } else { Err(SliverError::Unknown(login.into())) }
+}
+
 impl Slivers {
     /// Opens the slivers at `paths`, removes what whoever used them last left when it died, and renews suspensions.
     ///
@@ -76,7 +82,7 @@ impl Slivers {
         for directory in [slivers.home(), slivers.paths.run.clone()] {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory).at("making", &directory)?;
         }
-        let _lock = slivers.lock(".all")?;
+        let _lock = slivers.lock_all()?;
         slivers.reconcile_leftovers()?;
         Ok(slivers)
     }
@@ -93,7 +99,21 @@ impl Slivers {
         ControlGroup::new(&self.paths.cgroup, login)
     }
 
-    pub(crate) fn lock(&self, name: &str) -> Result<Lock, SliverError> {
+    /// The lock on the sliver of this login.
+    ///
+    /// # Errors
+    /// When no sliver can have such a login, which never becomes part of a path then.
+    pub(crate) fn lock(&self, login: &str) -> Result<Lock, SliverError> {
+        check_login(login)?;
+        self.lock_file(login)
+    }
+
+    /// The lock on making and destroying slivers. To be taken before that on one.
+    fn lock_all(&self) -> Result<Lock, SliverError> {
+        self.lock_file(".all")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<Lock, SliverError> {
         let path = self.paths.run.join(format!("{name}.lock"));
         let file = File::create(&path).at("making", &path)?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive)).at("locking", &path)?;
@@ -122,9 +142,9 @@ impl Slivers {
     /// # Errors
     /// When there is none, or its record cannot be read.
     pub fn get(&self, login: &str) -> Result<Record, SliverError> {
-        let named = login.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !login.is_empty();
+        check_login(login)?;
         let path = self.directory(login).join(RECORD);
-        if !named || !path.exists() {
+        if !path.exists() {
             return Err(SliverError::Unknown(login.into()));
         }
         Record::load(&path)
@@ -139,7 +159,7 @@ impl Slivers {
     pub fn create(&self, spec: &SliverSpec, image: &str) -> Result<Record, SliverError> {
         let login = spec.slice.login();
         // Creations choose numbers one after the other.
-        let _all = self.lock(".all")?;
+        let _all = self.lock_all()?;
         let _lock = self.lock(&login)?;
         let directory = self.directory(&login);
         match self.get(&login) {
@@ -205,7 +225,7 @@ impl Slivers {
     /// When there is no such sliver, or the disk refuses.
     pub fn reset(&self, spec: &SliverSpec, image: &str) -> Result<(), SliverError> {
         let login = spec.slice.login();
-        let _all = self.lock(".all")?;
+        let _all = self.lock_all()?;
         let lock = self.lock(&login)?;
         let mut record = self.get(&login)?;
         if record.spec.life.reset >= spec.life.reset {
@@ -388,7 +408,7 @@ impl Slivers {
     /// # Errors
     /// When something of it cannot be removed; [`Slivers::open`] finishes what began.
     pub fn destroy(&self, login: &str) -> Result<(), SliverError> {
-        let _all = self.lock(".all")?;
+        let _all = self.lock_all()?;
         let lock = self.lock(login)?;
         let record = match self.get(login) {
             Err(SliverError::Unknown(_)) => return Ok(()),
@@ -413,8 +433,8 @@ impl Slivers {
     /// Runs a command in a sliver, which is started if it does not run.
     ///
     /// # Errors
-    /// When there is no such sliver, it is suspended, or it cannot be started or entered. A command that does not exist is none: it exits
-    /// with 127, as from a shell.
+    /// When there is no such sliver, it is suspended, or it cannot be started or entered. A command that does not exist is
+    /// none: it exits with 127, as from a shell.
     pub fn enter(&self, login: &str, request: EnterRequest) -> Result<Entered, SliverError> {
         self.begin(login, |first, leaf| enter::begin(login, first, leaf, request))?.finish()
     }

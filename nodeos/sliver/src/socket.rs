@@ -1,8 +1,7 @@
 //! Sockets made inside a sliver for somebody outside: packets of forwarded connections are then the sliver's.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
@@ -82,7 +81,7 @@ pub(crate) fn make(control: &UnixStream, first: BorrowedFd<'_>, wish: &Wish) -> 
 }
 
 /// Listens at `path`, and removes it when whoever asked for it is gone.
-fn listen(mut control: &UnixStream, path: &Path) -> io::Result<ExitCode> {
+fn listen(control: &UnixStream, path: &Path) -> io::Result<ExitCode> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     doing("making a folder", fs::DirBuilder::new().mode(0o700).create(folder))?;
     let clean = || {
@@ -96,14 +95,9 @@ fn listen(mut control: &UnixStream, path: &Path) -> io::Result<ExitCode> {
         return Err(error);
     }
     // The other end has said all it had to say; that it is gone altogether is a hang-up.
-    while control.flush().is_ok() {
-        let mut wait = [PollFd::new(control, PollFlags::empty())];
-        match rustix::event::poll(&mut wait, None) {
-            Ok(1..) => break,
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => break,
-        }
-    }
+    let mut wait = [PollFd::new(control, PollFlags::empty())];
+    let gone = rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, None));
     clean();
+    gone?;
     Ok(ExitCode::SUCCESS)
 }

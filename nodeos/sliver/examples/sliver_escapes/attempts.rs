@@ -100,7 +100,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         tries: "makes device nodes: disk, memory, console",
         program: r#"for ([b => 060600, 254, 0], [b => 060600, 253, 0], [c => 020600, 1, 1], [c => 020600, 5, 1], [c => 020600, 10, 237]) {
             my ($kind, $mode, $major, $minor) = @$_;
-            my $path = "/root/device-$kind-$major"; unlink $path;
+            my $path = "/opt/device-$kind-$major"; unlink $path;
             call("mknod $kind $major $minor", 133, $path, $mode, $major << 8 | $minor) }"#,
         proof: Refused,
         control: true,
@@ -154,7 +154,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         tries: "looks into the first process: memory, environment, root, descriptors",
         program: r#"get("/proc/1/maps"); get("/proc/1/auxv");
             verdict("listing its descriptors", opendir(my $d, "/proc/1/fd"));
-            verdict("its root", chdir "/proc/1/root/"); verdict("its program", sysopen(my $f, "/proc/1/exe", 0));
+            verdict("its root", chdir "/proc/1/root"); verdict("its program", sysopen(my $f, "/proc/1/exe", 0));
             verdict("opening its memory", sysopen(my $m, "/proc/1/mem", 2));
             my $b = "x" x 8; my $i = pack("P8 Q", $b, 8);
             call("process_vm_readv", 310, 1, $i, 1, pack("QQ", 0x400000, 8), 1, 0) unless $control"#,
@@ -191,16 +191,16 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "mount",
         tries: "mounts file systems: memory, proc, sysfs, cgroup, overlay, the disk",
-        program: r#"mkdir "/root/m"; for (qw(tmpfs proc sysfs cgroup2 devpts mqueue bpf devtmpfs)) { call("mount $_", 165, "x", "/root/m", $_, 0, 0) }
-            call("mount overlay", 165, "x", "/root/m", "overlay", 0, "lowerdir=/etc:/usr")"#,
+        program: r#"mkdir "/opt/m"; for (qw(tmpfs proc sysfs cgroup2 devpts mqueue bpf devtmpfs)) { call("mount $_", 165, "x", "/opt/m", $_, 0, 0) }
+            call("mount overlay", 165, "x", "/opt/m", "overlay", 0, "lowerdir=/etc:/usr")"#,
         proof: Refused,
         control: true,
     },
     Attempt {
         name: "mount-changes",
         tries: "makes /proc/sys writable, binds over it, moves it, uncovers it",
-        program: r#"mkdir "/root/m"; call("remount", 165, "", "/proc/sys", "", 32 | 4096, 0); call("bind", 165, "/root/m", "/mnt", "", 4096, 0);
-            call("bind proc", 165, "/proc/self", "/proc/fs", "", 4096, 0); call("move", 165, "/proc/sys", "/root/m", "", 8192, 0);
+        program: r#"mkdir "/opt/m"; call("remount", 165, "", "/proc/sys", "", 32 | 4096, 0); call("bind", 165, "/opt/m", "/mnt", "", 4096, 0);
+            call("bind proc", 165, "/proc/self", "/proc/fs", "", 4096, 0); call("move", 165, "/proc/sys", "/opt/m", "", 8192, 0);
             call("shared", 165, "", "/", "", 1 << 20, 0);
             for ("/proc/sys", "/proc/kcore", "/proc/sysrq-trigger", "/sys", "/proc") { call("umount $_", 166, $_, 2) unless $control }"#,
         proof: Refused,
@@ -217,14 +217,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "pivot-root",
         tries: "exchanges the root",
-        program: r#"mkdir "/root/m"; call("pivot_root", 155, "/root/m", "/root/m"); call("pivot_root", 155, ".", ".")"#,
+        program: r#"mkdir "/opt/m"; call("pivot_root", 155, "/opt/m", "/opt/m"); call("pivot_root", 155, ".", ".")"#,
         proof: Refused,
         control: false,
     },
     Attempt {
         name: "chroot-escape",
         tries: "leaves its root by a changed root and `..`",
-        program: r#"mkdir "/root/jail"; chdir "/"; opendir(my $top, "/"); chroot "/root/jail"; chdir ".." for 1 .. 64;
+        program: r#"mkdir "/opt/jail"; chdir "/"; opendir(my $top, "/"); chroot "/opt/jail"; chdir ".." for 1 .. 64;
             chroot "."; $! = 2; verdict("the node's files", -e "/data/slivers" || -e "data/slivers")"#,
         proof: Refused,
         control: true,
@@ -243,7 +243,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "hard-link-to-image",
         tries: "links a file of the image and writes to the link",
-        program: r#"link "/usr/bin/true", "/root/true"; open(my $f, ">>", "/root/true"); syswrite $f, "x"; chmod 0777, "/usr/bin/false";
+        program: r#"link "/usr/bin/true", "/opt/true"; open(my $f, ">>", "/opt/true"); syswrite $f, "x"; chmod 0777, "/usr/bin/false";
             chown 1, 1, "/usr/bin/env"; utime 1, 1, "/usr/bin/yes"; print "refused to matter\n""#,
         proof: ImageUnchanged,
         control: false,
@@ -271,8 +271,8 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "overlay-attributes",
         tries: "sets attributes that tell an overlay where its files are",
-        program: r#"mkdir "/root/d"; call("opaque", 188, "/root/d", "trusted.overlay.opaque", "y", 1, 0);
-            call("redirect", 188, "/root/d", "trusted.overlay.redirect", "/etc", 4, 0); call("trusted", 188, "/root/d", "trusted.x", "y", 1, 0)"#,
+        program: r#"mkdir "/opt/d"; call("opaque", 188, "/opt/d", "trusted.overlay.opaque", "y", 1, 0);
+            call("redirect", 188, "/opt/d", "trusted.overlay.redirect", "/etc", 4, 0); call("trusted", 188, "/opt/d", "trusted.x", "y", 1, 0)"#,
         proof: Refused,
         control: true,
     },
@@ -282,7 +282,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         tries: "finds control groups and writes limits",
         program: r#"my @paths = ("/sys/fs/cgroup/slivers/test_one/pids.max", "/sys/fs/cgroup/cgroup.procs", "/proc/1/root/sys/fs/cgroup/cgroup.procs");
             put($_, $control ? "0" : "max") for $control ? "/sys/fs/cgroup/cgroup.procs" : @paths;
-            mkdir "/root/m"; call("mount", 165, "x", "/root/m", "cgroup2", 0, 0)"#,
+            mkdir "/opt/m"; call("mount", 165, "x", "/opt/m", "cgroup2", 0, 0)"#,
         proof: Refused,
         control: true,
     },
@@ -298,7 +298,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "quota-project",
         tries: "moves its files to a project without limit",
-        program: r#"open(my $f, ">", "/root/file"); my $x = pack("L5 x8", 0, 0, 0, 0, 0);
+        program: r#"open(my $f, ">", "/opt/file"); my $x = pack("L5 x8", 0, 0, 0, 0, 0);
             call("FSSETXATTR", 16, fileno($f), 0x401c5820, $x); opendir(my $d, "/root"); sysopen(my $r, "/root", 0);
             my $fl = pack("Q", 0); call("SETFLAGS without inheritance", 16, fileno($r), 0x40086602, pack("Q", 0x20000010));
             call("FSSETXATTR of the root", 16, fileno($r), 0x401c5820, $x)"#,
@@ -374,14 +374,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "swap",
         tries: "gives the kernel a file to swap to",
-        program: r#"system "dd if=/dev/zero of=/root/swap bs=4096 count=16 2>/dev/null"; call("swapon", 167, "/root/swap", 0); call("swapoff", 168, "/root/swap")"#,
+        program: r#"system "dd if=/dev/zero of=/opt/swap bs=4096 count=16 2>/dev/null"; call("swapon", 167, "/opt/swap", 0); call("swapoff", 168, "/opt/swap")"#,
         proof: Refused,
         control: false,
     },
     Attempt {
         name: "accounting",
         tries: "has the kernel write to a file of its",
-        program: r#"open(my $f, ">", "/root/acct"); call("acct", 163, "/root/acct")"#,
+        program: r#"open(my $f, ">", "/opt/acct"); call("acct", 163, "/opt/acct")"#,
         proof: Refused,
         control: false,
     },
@@ -449,8 +449,8 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $code = "\xb8\x01\x00\x00\x00\x31\xdb\xcd\x80"; my $size = 84 + length $code;
             my $elf = "\x7fELF\x01\x01\x01" . "\0" x 9 . pack("SSLLLLLSSSSSS", 2, 3, 1, 0x8048054, 52, 0, 0, 52, 32, 1, 0, 0, 0) .
                 pack("L8", 1, 0, 0x8048000, 0x8048000, $size, $size, 5, 0x1000) . $code;
-            open(my $f, ">", "/root/elf32"); syswrite $f, $elf; close $f; chmod 0755, "/root/elf32";
-            my $status = system "/root/elf32"; $! = 1; verdict("exit, status $status", $status == 0)"#,
+            open(my $f, ">", "/opt/elf32"); syswrite $f, $elf; close $f; chmod 0755, "/opt/elf32";
+            my $status = system "/opt/elf32"; $! = 1; verdict("exit, status $status", $status == 0)"#,
         proof: Refused,
         control: true,
     },

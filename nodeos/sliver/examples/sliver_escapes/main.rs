@@ -5,12 +5,14 @@
 //! line tells of each attempt, the last is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
 
 mod attempts;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
     time::{SystemTime, UNIX_EPOCH},
@@ -19,12 +21,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use attempts::{ATTEMPTS, Attempt, PRELUDE, Proof};
 use orrery_image_store::Store;
-use orrery_protocol::{ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec};
-use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main, prepare_node};
+use orrery_protocol::{Digest, Rspec};
+use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount},
     thread::UnshareFlags,
 };
+use support::{fingerprint, prepare, spec};
 
 /// The first argument of [`be_root_of_the_node`].
 const CONTROL: &str = "control";
@@ -44,38 +47,7 @@ fn main() -> ExitCode {
         println!("control: {error:#}");
         return ExitCode::FAILURE;
     }
-    match run() {
-        Ok(()) => println!("SLIVER-VM ok"),
-        Err(error) => println!("SLIVER-VM FAILED {error:#}"),
-    }
-    rustix::fs::sync();
-    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
-    ExitCode::FAILURE
-}
-
-fn prepare() -> Result<()> {
-    let none = MountFlags::empty();
-    // The kernel may have mounted /dev already.
-    let _ = mount("dev", "/dev", "devtmpfs", none, None);
-    mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
-    mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
-    mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
-    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, None).context("mounting control groups")?;
-    mount("/dev/vda", "/data", "ext4", none, Some(c"prjquota")).context("mounting /data")?;
-    fs::write("/etc/resolv.conf", "nameserver 10.0.2.3\n").context("writing resolv.conf")?;
-    prepare_node(Path::new("/sys/fs/cgroup/slivers")).context("preparing the node")
-}
-
-fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
-    let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
-    let image = ImageRef { name: "debian".into(), content };
-    Ok(SliverSpec {
-        slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?,
-        keys: Vec::new(),
-        image,
-        rspec,
-        life: Life::default(),
-    })
+    support::finish(run())
 }
 
 /// The slivers, and what they must not change.
@@ -276,26 +248,6 @@ fn image_unchanged(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A digest of names, sizes and times of a whole tree.
-fn fingerprint(tree: &Path) -> Result<u64> {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut pending = vec![tree.to_owned()];
-    let mut sum = 0_u64;
-    while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(&directory)? {
-            let path = entry?.path();
-            let data = fs::symlink_metadata(&path)?;
-            let mut hasher = DefaultHasher::new();
-            (&path, data.mode(), data.uid(), data.gid(), data.size(), data.mtime(), data.ctime()).hash(&mut hasher);
-            sum = sum.wrapping_add(hasher.finish());
-            if data.is_dir() {
-                pending.push(path);
-            }
-        }
-    }
-    Ok(sum)
-}
-
 /// Runs a command line in the escapist's sliver; returns its exit status and all it wrote.
 fn inside(node: &Node, line: &str) -> Result<(i32, String)> {
     let run = Run::Command(format!("exec 2>&1; {line}"));
@@ -355,12 +307,12 @@ fn ordinary_life(node: &Node) -> Result<()> {
         0,
         "euid=0(root)",
     )?;
-    let package = "mkdir -p /root/p/DEBIAN /root/p/usr/share/p && echo hello > /root/p/usr/share/p/hello && \
-         printf 'Package: p\\nVersion: 1\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: p\\n' > /root/p/DEBIAN/control && \
-         printf '#!/bin/sh\\necho configured\\n' > /root/p/DEBIAN/postinst && chmod 755 /root/p/DEBIAN/postinst && \
-         dpkg-deb --root-owner-group -b /root/p /root/p.deb && ";
-    expect(node, &format!("{package} dpkg -i /root/p.deb && cat /usr/share/p/hello"), 0, "hello")?;
-    expect(node, "apt-get -y purge p && apt-get -y install /root/p.deb && dpkg -s p", 0, "install ok installed")?;
+    let package = "mkdir -p /opt/p/DEBIAN /opt/p/usr/share/p && echo hello > /opt/p/usr/share/p/hello && \
+         printf 'Package: p\\nVersion: 1\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: p\\n' > /opt/p/DEBIAN/control && \
+         printf '#!/bin/sh\\necho configured\\n' > /opt/p/DEBIAN/postinst && chmod 755 /opt/p/DEBIAN/postinst && \
+         dpkg-deb --root-owner-group -b /opt/p /opt/p.deb && ";
+    expect(node, &format!("{package} dpkg -i /opt/p.deb && cat /usr/share/p/hello"), 0, "hello")?;
+    expect(node, "apt-get -y purge p && apt-get -y install /opt/p.deb && dpkg -s p", 0, "install ok installed")?;
     // A program with a file capability outside of the bounding set could not be executed.
     expect(node, "ping -V", 0, "ping")?;
     let trace = "my $p = fork; if (!$p) { sleep 100 } print syscall(101, 0x4206, $p, 0, 0); kill 9, $p";

@@ -65,6 +65,17 @@ const PERSONALITIES: &[Test] = &[
     (0, Is::Not(u32::MAX)),
 ];
 
+/// New namespaces of every kind that clone and unshare name alike.
+const NEW_NAMESPACES: When = &[
+    &[(0, Is::With(libc::CLONE_NEWUSER as u32))],
+    &[(0, Is::With(libc::CLONE_NEWNS as u32))],
+    &[(0, Is::With(libc::CLONE_NEWNET as u32))],
+    &[(0, Is::With(libc::CLONE_NEWPID as u32))],
+    &[(0, Is::With(libc::CLONE_NEWIPC as u32))],
+    &[(0, Is::With(libc::CLONE_NEWUTS as u32))],
+    &[(0, Is::With(libc::CLONE_NEWCGROUP as u32))],
+];
+
 pub(super) const REFUSALS: &[Refusal] = &[
     Refusal {
         calls: calls![SYS_mount SYS_umount2 SYS_pivot_root SYS_open_tree SYS_move_mount SYS_fsopen SYS_fsconfig SYS_fsmount
@@ -80,33 +91,16 @@ pub(super) const REFUSALS: &[Refusal] = &[
         why: "there is no other namespace to be in",
     },
     Refusal {
-        calls: calls![SYS_unshare],
-        when: &[
-            &[(0, Is::With(libc::CLONE_NEWUSER as u32))],
-            &[(0, Is::With(libc::CLONE_NEWNS as u32))],
-            &[(0, Is::With(libc::CLONE_NEWNET as u32))],
-            &[(0, Is::With(libc::CLONE_NEWPID as u32))],
-            &[(0, Is::With(libc::CLONE_NEWIPC as u32))],
-            &[(0, Is::With(libc::CLONE_NEWUTS as u32))],
-            &[(0, Is::With(libc::CLONE_NEWCGROUP as u32))],
-            &[(0, Is::With(0x80))], // CLONE_NEWTIME, in this call only
-        ],
+        calls: calls![SYS_clone SYS_unshare],
+        when: NEW_NAMESPACES,
         answer: Errno::PERM,
         why: "with a user namespace come all capabilities over what it holds",
     },
     Refusal {
-        calls: calls![SYS_clone],
-        when: &[
-            &[(0, Is::With(libc::CLONE_NEWUSER as u32))],
-            &[(0, Is::With(libc::CLONE_NEWNS as u32))],
-            &[(0, Is::With(libc::CLONE_NEWNET as u32))],
-            &[(0, Is::With(libc::CLONE_NEWPID as u32))],
-            &[(0, Is::With(libc::CLONE_NEWIPC as u32))],
-            &[(0, Is::With(libc::CLONE_NEWUTS as u32))],
-            &[(0, Is::With(libc::CLONE_NEWCGROUP as u32))],
-        ],
+        calls: calls![SYS_unshare],
+        when: &[&[(0, Is::With(0x80))]], // CLONE_NEWTIME, which is part of a signal's number in clone
         answer: Errno::PERM,
-        why: "as for unshare",
+        why: "the same",
     },
     Refusal {
         calls: calls![SYS_clone3],
