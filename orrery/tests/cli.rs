@@ -2,10 +2,13 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::{Receiver, channel},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use orrery_central::{InitOptions, Server, init};
@@ -411,4 +414,94 @@ fn an_image_of_ones_own_goes_into_a_release() {
     let index = fs::read(store.join(artifact.chunks.unwrap().sha256.to_string())).unwrap();
     orrery_protocol::ChunkIndex::parse(&index, &artifact.content).unwrap();
     check(folder, "release assemble --images images --image own --out other", 2);
+}
+
+/// A command that goes on until this is dropped, and the lines it prints.
+struct Following {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Following {
+    fn start(folder: &Path, line: &str) -> Self {
+        let mut child = command(folder, line).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, lines }
+    }
+
+    fn next(&self, within: Duration) -> Option<String> {
+        self.lines.recv_timeout(within).ok()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_node_is_watched_grouped_and_asked_to_restart() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let central = Served::start(folder);
+    let line = |line: &str| format!("{line} --central {}", central.url);
+    let ok = |text: &str| check(folder, &line(text), 0);
+    ok("keys new --out a.key");
+    ok("node add n1 --out n1.toml --release-key a.key.pub --state boot");
+    let node = central.node(&config(folder, "n1.toml"));
+
+    ok("node group n1 site spares");
+    assert_eq!(ok("node show n1")["groups"], json!(["site", "spares"]));
+
+    assert_eq!(check(folder, &line("node reboot n1"), 3)["error"], "not-running");
+    let status = NodeStatus {
+        boot_id: "b1".to_owned(),
+        run_level: RunLevel::Running,
+        release: "0.1.0".to_owned(),
+        slot: "a".to_owned(),
+        offline: None,
+        ssh_host_key: "ssh-ed25519 AAAA".to_owned(),
+        slivers: Vec::new(),
+    };
+    node.send(Method::POST, "/v1/node/status", &status).unwrap();
+    assert_eq!(ok("node reboot n1")["boot_id"], "b1");
+    assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap().reboot.as_deref(), Some("b1"));
+
+    // What happened before somebody watches is not shown; so things happen until something is.
+    let watching = Following::start(folder, &line("node watch"));
+    let started = Instant::now();
+    let seen = (0..).find_map(|number| {
+        assert!(started.elapsed() < PATIENCE, "nothing is shown");
+        let event = Event {
+            boot_id: "b1".to_owned(),
+            at_ms: number,
+            wall: 1,
+            role: "node".to_owned(),
+            stage: "sliver".to_owned(),
+            outcome: Outcome::Ok,
+            class: None,
+            message: format!("event {number}"),
+            duration_ms: 1,
+        };
+        node.send(Method::POST, "/v1/node/events", &EventBatch { events: vec![event] }).unwrap();
+        watching.next(Duration::from_millis(200))
+    });
+    let seen = seen.unwrap();
+    assert!(seen.starts_with("n1 ") && seen.contains("event "), "{seen}");
+
+    let send = |first, text: &str| {
+        let lines = vec![text.to_owned()];
+        let log = LogBatch { boot_id: "b1".to_owned(), role: "node".to_owned(), first, lines };
+        node.send(Method::POST, "/v1/node/log", &log).unwrap();
+    };
+    send(0, "first line");
+    let following = Following::start(folder, &line("node log n1 --follow"));
+    assert!(following.next(PATIENCE).unwrap().contains("first line"));
+    send(1, "second line");
+    assert!(following.next(PATIENCE).unwrap().contains("second line"));
 }

@@ -157,6 +157,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::fast("safe-tools", safe::tools),
     Scenario::fast("safe-shell", safe::shell),
     Scenario::full("safe-console", safe::console),
+    Scenario::full("safe-idle", safe::idle),
+    Scenario::full("safe-rescue", safe::rescue),
     Scenario::full("safe-retries", safe::retries),
     Scenario::full("safe-once", safe::once),
     Scenario::full("attended-install", attended::install),

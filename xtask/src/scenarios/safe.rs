@@ -22,6 +22,8 @@ use crate::lab::{Lab, Node, NodeOptions, ScriptOptions};
 const LEAST_MEMORY_MIB: u32 = 192;
 /// The longest that safe mode waits before it asks central again.
 const RETRIED: Duration = Duration::from_secs(300);
+/// How long safe mode bears a session in which nothing happens.
+const IDLE: Duration = Duration::from_secs(900);
 /// A packet filter does not answer; that a client has waited for so long is the answer.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -171,6 +173,48 @@ pub(super) fn console(bench: &Bench<'_>) -> Result<()> {
     vm.send("echo in$((40 + 2))side\n")?;
     vm.expect("in42side", EARLY)?;
     Ok(())
+}
+
+/// The installed disk is read and not written, and the node is sent on its way: over again, and to another try at once.
+pub(super) fn rescue(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let (node, mut vm) = installed(&lab, "n1", NodeOptions::default())?;
+    lab.orrery(["node", "set-state", "safe", "n1"], [] as [&str; 0])?;
+    vm.power_cut();
+    vm.start_again()?;
+    vm.expect("stage safe ok", EARLY)?;
+    let ssh = node.ssh("root");
+    done(ssh.run("orrery-node mount && cat /mnt/orrery/boot/active && ls /mnt/orrery/data/images", EARLY), "mount")?;
+    let written = ssh.run("touch /mnt/orrery/data/x", EARLY).context("running the ssh client")?;
+    ensure!(written.stderr.contains("Read-only"), "the installed disk was written: {written}");
+    let checked = "orrery-node umount && disk=$(blkid | grep ORRERY-DATA | cut -d: -f1) && e2fsck -fn $disk";
+    done(ssh.run(checked, EARLY), "checking the file system")?;
+
+    done(ssh.run("orrery-node reboot", EARLY), "orrery-node reboot")?;
+    vm.expect(["started", "boot "], EARLY)?;
+    vm.expect("stage safe ok", EARLY)?;
+    lab.orrery(["node", "set-state", "boot", "n1"], [] as [&str; 0])?;
+    done(ssh.run("orrery-node retry", EARLY), "orrery-node retry")?;
+    vm.expect("somebody asks for the next attempt now", EARLY)?;
+    vm.expect("stage contact ok", EARLY)?;
+    node.expect_ready(&mut vm, BOOTED).map(drop)
+}
+
+/// A session in which nothing happens is ended: a forgotten terminal does not stay a door.
+pub(super) fn idle(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let options = NodeOptions { deadline: IDLE + EARLY + EARLY, ..NodeOptions::default() };
+    let node = lab.add_node("n1", options)?;
+    lab.orrery(["node", "set-state", "safe", "n1"], [] as [&str; 0])?;
+    let mut vm = node.spec.start()?;
+    vm.expect("stage safe ok", EARLY)?;
+    let forgotten = node.ssh("root").run("sleep 100000", IDLE + EARLY).context("running the ssh client")?;
+    ensure!(forgotten.status.code() == Some(255), "a forgotten session ended otherwise: {forgotten}");
+    ensure!(
+        forgotten.stderr.contains("nothing was sent or received for 900 seconds"),
+        "it was not told why: {forgotten}"
+    );
+    done(node.ssh("root").run("true", EARLY), "logging in again").map(drop)
 }
 
 /// Safe mode asks central again when its timer ends, and does what it is told then, without anybody's help.
