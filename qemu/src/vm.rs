@@ -60,7 +60,7 @@ pub enum StartError {
 
 /// A failed expectation, with what is needed to understand it.
 #[derive(Debug, Error)]
-#[error("expecting {patterns} on the console of {name}: {cause}{}\nevidence: {}\nlast lines:{}", note(.overdue), evidence.display(), listing(tail))]
+#[error("expecting {patterns} on the console of {name}: {cause}{}{}\nevidence: {}\nlast lines:{}", note(.overdue), said(.emulator), evidence.display(), listing(tail))]
 pub struct ExpectError {
     /// The VM.
     pub name: Box<str>,
@@ -70,6 +70,8 @@ pub struct ExpectError {
     pub cause: ConsoleError,
     /// The hard deadline, when QEMU was killed for it.
     pub overdue: Option<Duration>,
+    /// What QEMU itself complained about: when it crashes, the machine is not at fault.
+    pub emulator: Box<str>,
     /// Where console log, screenshot, QEMU's messages and disks are.
     pub evidence: PathBuf,
     /// The console's last lines.
@@ -78,6 +80,10 @@ pub struct ExpectError {
 
 fn note(overdue: &Option<Duration>) -> String {
     overdue.map(|limit| format!(" (killed at its hard deadline of {limit:?})")).unwrap_or_default()
+}
+
+fn said(emulator: &str) -> String {
+    if emulator.is_empty() { String::new() } else { format!("\nQEMU says: {emulator}") }
 }
 
 fn listing(tail: &[Line]) -> String {
@@ -272,6 +278,7 @@ impl Vm {
             patterns: patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ").into(),
             cause,
             overdue: self.running.as_ref().and_then(|running| running.qemu.overdue()),
+            emulator: self.complaints(),
             evidence: self.folder.clone(),
             tail: self.console.tail(15),
         }
@@ -365,8 +372,12 @@ impl Vm {
     }
 
     fn exited(&self, status: ExitStatus) -> StartError {
-        let stderr = fs::read_to_string(self.folder.join("qemu.stderr")).unwrap_or_default().trim().into();
-        StartError::Exited { name: self.spec.name.clone(), status, stderr }
+        StartError::Exited { name: self.spec.name.clone(), status, stderr: self.complaints().into() }
+    }
+
+    /// What QEMU has written on its standard error.
+    fn complaints(&self) -> Box<str> {
+        fs::read_to_string(self.folder.join("qemu.stderr")).unwrap_or_default().trim().into()
     }
 
     fn uefi(&self) -> Result<Option<(PathBuf, PathBuf)>, StartError> {
