@@ -73,9 +73,9 @@ pub struct ExpectError {
     /// What QEMU itself complained about: when it crashes, the machine is not at fault.
     pub emulator: Box<str>,
     /// Where console log, screenshot, QEMU's messages and disks are.
-    pub evidence: PathBuf,
+    pub evidence: Box<Path>,
     /// The console's last lines.
-    pub tail: Vec<Line>,
+    pub tail: Box<[Line]>,
 }
 
 fn note(overdue: &Option<Duration>) -> String {
@@ -279,8 +279,8 @@ impl Vm {
             cause,
             overdue: self.running.as_ref().and_then(|running| running.qemu.overdue()),
             emulator: self.complaints(),
-            evidence: self.folder.clone(),
-            tail: self.console.tail(15),
+            evidence: self.folder.as_path().into(),
+            tail: self.console.tail(15).into(),
         }
     }
 
