@@ -1,15 +1,6 @@
 //! One client's connection: authentication, and requests for sessions.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
@@ -18,10 +9,11 @@ use russh::{
 };
 
 use crate::{
-    account::{Accounts, Command, Login, Network, Pty, SessionRequest, WindowSize},
+    account::{Accounts, Command, Login, Network, Pty, Session, SessionRequest, WindowSize},
     channel::{self, Chunk, Control, Feed, feed},
     flow::Backlog,
     forward::{Forwards, Listening},
+    places::{Crowded, Place},
 };
 
 /// The longest command line, and the longest value of an environment variable, in bytes.
@@ -36,7 +28,7 @@ pub(crate) struct Connection {
     max_sessions: usize,
     forwards: Forwards,
     backlog: Arc<Backlog>,
-    authenticated: Arc<AtomicBool>,
+    place: Arc<Place>,
     login: Option<Arc<dyn Login>>,
     channels: HashMap<ChannelId, State>,
 }
@@ -82,9 +74,9 @@ impl Connection {
         max_sessions: usize,
         forwards: Forwards,
         backlog: Arc<Backlog>,
-        authenticated: Arc<AtomicBool>,
+        place: Arc<Place>,
     ) -> Self {
-        Self { accounts, peer, max_sessions, forwards, backlog, authenticated, login: None, channels: HashMap::new() }
+        Self { accounts, peer, max_sessions, forwards, backlog, place, login: None, channels: HashMap::new() }
     }
 
     fn network(&self) -> Option<Arc<dyn Network>> {
@@ -145,6 +137,15 @@ impl Connection {
     }
 }
 
+/// The login of somebody for whom there is no place. It ends with the time to log in.
+struct TurnedAway(Crowded);
+
+impl Login for TurnedAway {
+    fn spawn(&self, _: &SessionRequest) -> io::Result<Session> {
+        Err(io::Error::other(self.0))
+    }
+}
+
 impl server::Handler for Connection {
     type Error = russh::Error;
 
@@ -157,8 +158,14 @@ impl server::Handler for Connection {
             Some(login) => {
                 let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
                 tracing::info!(user, peer = %self.peer, key = %fingerprint, "logged in");
-                self.login = Some(login);
-                self.authenticated.store(true, Ordering::Relaxed);
+                // Whoever finds no place hears why: a refused key would be the wrong story.
+                self.login = Some(match self.place.log_in(user) {
+                    Ok(()) => login,
+                    Err(crowded) => {
+                        tracing::warn!(user, peer = %self.peer, "{crowded}");
+                        Arc::new(TurnedAway(crowded))
+                    }
+                });
                 Auth::Accept
             }
             None => {

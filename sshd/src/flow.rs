@@ -102,7 +102,7 @@ impl Backlog {
         self.queued.load(Ordering::Relaxed) > HIGH_WATER
     }
 
-    fn is_severed(&self) -> bool {
+    pub(crate) fn is_severed(&self) -> bool {
         self.severed.load(Ordering::Relaxed)
     }
 }

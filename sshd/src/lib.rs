@@ -14,6 +14,7 @@ mod flow;
 mod forward;
 mod host_key;
 mod local;
+mod places;
 mod process;
 mod server;
 mod terminal;

@@ -1,14 +1,10 @@
 //! Listening, and limits on who may take how much.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     io,
-    net::{self, IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{self, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,15 +23,20 @@ use crate::{
     flow::{Backlog, PacedStream, WINDOW},
     forward::Forwards,
     host_key::HostKey,
+    places::{Place, Places},
 };
 
 /// How much clients may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at the same time.
+    /// Connections of people who logged in, at the same time.
     pub connections: usize,
-    /// Of these, from one address.
-    pub connections_per_source: usize,
+    /// Of these, into one account.
+    pub connections_per_account: usize,
+    /// Connections of people who have not logged in yet, at the same time. One more ends the oldest of the network that has most.
+    pub strangers: usize,
+    /// Of these, from one IPv4 address or one /64 of IPv6.
+    pub strangers_per_source: usize,
     /// Sessions at the same time in one connection.
     pub sessions: usize,
     /// Forwarded connections at the same time in one connection. Generous: a browser opens many.
@@ -56,8 +57,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 128,
-            connections_per_source: 32,
+            connections: 256,
+            connections_per_account: 32,
+            strangers: 64,
+            strangers_per_source: 16,
             sessions: 10,
             forwards: 128,
             auth_attempts: 10,
@@ -89,19 +92,22 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let config = Arc::new(config(host_key, &limits));
-    let sources = Arc::new(Sources::default());
+    let places = Places::new(limits.clone());
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => match sources.admit(peer.ip(), &limits) {
-                Some(place) => {
-                    let connection = connection(stream, peer, config.clone(), accounts.clone(), limits.clone());
-                    tokio::spawn(async move {
-                        let _place = place;
-                        connection.await;
-                    });
-                }
-                None => tracing::warn!(%peer, "too many connections"),
-            },
+            Ok((stream, peer)) => {
+                let backlog = Arc::new(Backlog::default());
+                let place = Arc::new(places.admit(peer.ip(), backlog.clone()));
+                tokio::spawn(connection(
+                    stream,
+                    peer,
+                    place,
+                    backlog,
+                    config.clone(),
+                    accounts.clone(),
+                    limits.clone(),
+                ));
+            }
             Err(e) => {
                 tracing::warn!("accepting a connection: {e}");
                 sleep(ACCEPT_PAUSE).await;
@@ -147,6 +153,8 @@ fn config(host_key: HostKey, limits: &Limits) -> Config {
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
+    place: Arc<Place>,
+    backlog: Arc<Backlog>,
     config: Arc<Config>,
     accounts: Arc<dyn Accounts>,
     limits: Limits,
@@ -156,14 +164,12 @@ async fn connection(
     let patience = limits.keepalive * u32::try_from(limits.keepalive_missed + 1).unwrap_or(u32::MAX);
     let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, patience);
-    let backlog = Arc::new(Backlog::default());
-    let authenticated = Arc::new(AtomicBool::new(false));
     let forwards = Forwards::new(limits.forwards, backlog.clone());
-    let handler = Connection::new(accounts, peer, limits.sessions, forwards, backlog.clone(), authenticated.clone());
+    let handler = Connection::new(accounts, peer, limits.sessions, forwards, backlog.clone(), place.clone());
     let stream = PacedStream::new(stream, backlog.clone());
     let grace = async {
         sleep(limits.login_grace).await;
-        if !authenticated.load(Ordering::Relaxed) {
+        if !place.is_logged_in() {
             // Nothing gentler works on a client that stalls the key exchange.
             backlog.sever();
         }
@@ -197,63 +203,5 @@ async fn connection(
             Err(e) => tracing::debug!(%peer, "connection ended: {e}"),
         },
         never = grace => match never {},
-    }
-}
-
-/// Connections by where they come from.
-#[derive(Default)]
-struct Sources(Mutex<HashMap<IpAddr, usize>>);
-
-/// A connection's place among those allowed, given back when dropped.
-struct Place {
-    sources: Arc<Sources>,
-    source: IpAddr,
-}
-
-impl Sources {
-    fn admit(self: &Arc<Self>, source: IpAddr, limits: &Limits) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let total: usize = counts.values().sum();
-        let here = counts.get(&source).copied().unwrap_or(0);
-        if total >= limits.connections || here >= limits.connections_per_source {
-            return None;
-        }
-        counts.insert(source, here + 1);
-        Some(Place { sources: self.clone(), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.sources.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_limited_and_given_back() {
-        let limits = Limits { connections: 3, connections_per_source: 2, ..Limits::default() };
-        let sources = Arc::new(Sources::default());
-        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
-        let first = sources.admit(a, &limits);
-        let second = sources.admit(a, &limits);
-        assert!(first.is_some() && second.is_some());
-        assert!(sources.admit(a, &limits).is_none());
-        let third = sources.admit(b, &limits);
-        assert!(third.is_some());
-        assert!(sources.admit(b, &limits).is_none());
-        drop(first);
-        assert!(sources.admit(b, &limits).is_some());
-        drop((second, third));
-        assert!(sources.0.lock().unwrap().is_empty());
     }
 }

@@ -523,7 +523,7 @@ fn an_idle_connection_is_told_and_ended() {
 #[test]
 fn a_vanished_client_frees_its_place() {
     let limits = Limits {
-        connections_per_source: 1,
+        connections_per_account: 1,
         keepalive: Duration::from_millis(100),
         keepalive_missed: 2,
         ..Limits::default()
@@ -541,21 +541,27 @@ fn a_vanished_client_frees_its_place() {
 }
 
 #[test]
-fn a_flood_of_strangers_is_bounded() {
-    let limits =
-        Limits { connections: 4, connections_per_source: 4, login_grace: Duration::from_secs(1), ..Limits::default() };
+fn a_flood_of_strangers_keeps_nobody_out() {
+    let limits = Limits { strangers: 4, strangers_per_source: 4, ..Limits::default() };
     let bench = Bench::start(limits);
-    let flood: Vec<_> = (0..64)
+    let mut flood: Vec<_> = (0..64)
         .map(|_| {
             let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, bench.port)).unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             stream
         })
         .collect();
-    let greeted = flood.iter().filter(|stream| (&**stream).read(&mut [0; 1]).is_ok_and(|n| n == 1)).count();
-    assert_eq!(greeted, 4);
-    // Those who were let in and say nothing lose their places.
-    while !bench.ssh("true").status().unwrap().success() {}
+    flood[63].read_exact(&mut [0; 4]).unwrap();
+    assert!(bench.ssh("true").status().unwrap().success());
+    // The login had the place of one more.
+    for (number, stream) in flood.iter_mut().enumerate().take(61) {
+        let end = stream.read_to_end(&mut Vec::new());
+        let ended = end.as_ref().err().is_none_or(|e| e.kind() == std::io::ErrorKind::ConnectionReset);
+        assert!(ended, "stranger {number}: {end:?}");
+    }
+    flood[62].set_nonblocking(true).unwrap();
+    let silence = flood[62].read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
 }
 
 #[test]
@@ -596,13 +602,16 @@ fn who_does_not_log_in_is_cut_off() {
 }
 
 #[test]
-fn too_many_connections_are_turned_away() {
-    let bench = Bench::start(Limits { connections_per_source: 1, ..Limits::default() });
-    let mut first = TcpStream::connect((Ipv4Addr::LOCALHOST, bench.port)).unwrap();
-    first.read_exact(&mut [0; 4]).unwrap();
-    let mut second = TcpStream::connect((Ipv4Addr::LOCALHOST, bench.port)).unwrap();
-    second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    assert_eq!(second.read(&mut [0; 4]).unwrap_or(0), 0);
+fn an_accounts_connections_are_limited_and_it_is_told() {
+    let bench = Bench::start(Limits { connections_per_account: 1, ..Limits::default() });
+    let mut first = bench.ssh("echo up; exec sleep 1000").stdout(Stdio::piped()).spawn().unwrap();
+    first.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    let second = bench.ssh("true").output().unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && said.contains("this account has 1 connections already"), "{said}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    while !bench.ssh("true").status().unwrap().success() {}
 }
 
 #[test]
