@@ -23,6 +23,7 @@ use thiserror::Error;
 use crate::{
     db::{Database, OpenError},
     now,
+    operators::{self, OperatorError},
     pki::{self, Authority, PkiError},
 };
 
@@ -62,6 +63,9 @@ pub enum InitError {
     /// The folder of an earlier init.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The first operator's folder.
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -78,17 +82,63 @@ pub enum InitError {
     },
 }
 
-#[derive(Serialize, Deserialize)]
+/// `central.toml`.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Settings {
-    hosts: Vec<String>,
+pub(crate) struct Settings {
+    pub(crate) hosts: Vec<String>,
 }
 
+impl Settings {
+    /// Those of a data folder.
+    pub(crate) fn read(data: &Path) -> Result<Self, DataError> {
+        let path = data.join("central.toml");
+        let text = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DataError::NotInitialised(data.to_owned())),
+            Err(source) => return Err(DataError::Io { path, source }),
+            Ok(text) => text,
+        };
+        toml::from_str(&text).map_err(|source| DataError::Settings { path, source })
+    }
+
+    /// The URL by which operators reach the server on this port.
+    pub(crate) fn url(&self, port: u16) -> String {
+        let host = self.hosts.first().map_or("localhost", String::as_str);
+        if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") }
+    }
+}
+
+/// The host names and addresses that the server's certificate is for.
+///
+/// # Errors
+/// The folder was not made by [`init`], or cannot be read.
+pub fn hosts(data: &Path) -> Result<Vec<String>, DataError> {
+    Ok(Settings::read(data)?.hosts)
+}
+
+/// Changes the host names and addresses that the server's certificate is for, and returns them. The server takes them up when it starts.
+///
+/// # Errors
+/// A name is none, none would be left, or the folder was not made by [`init`].
+pub fn change_hosts(data: &Path, add: &[String], remove: &[String]) -> Result<Vec<String>, InitError> {
+    let mut settings = Settings::read(data)?;
+    pki::check_hosts(add)?;
+    settings.hosts.retain(|host| !remove.contains(host) && !add.contains(host));
+    settings.hosts.extend_from_slice(add);
+    if settings.hosts.is_empty() {
+        return Err(InitError::NoHost);
+    }
+    let path = data.join("central.toml");
+    write_file(&path, to_toml(&settings).as_bytes(), 0o644).map_err(making(&path))?;
+    Ok(settings.hosts)
+}
+
+/// An operator's `operator.toml`.
 #[derive(Serialize)]
-struct OperatorConfig<'a> {
-    url: &'a str,
-    ca: &'a str,
-    key: &'a str,
+pub(crate) struct OperatorConfig<'a> {
+    pub(crate) url: &'a str,
+    pub(crate) ca: &'a str,
+    pub(crate) key: &'a str,
 }
 
 /// Makes a data folder: built beside its final name, then renamed, so that it is whole or absent.
@@ -97,7 +147,9 @@ struct OperatorConfig<'a> {
 /// See [`InitError`].
 pub fn init(options: &InitOptions) -> Result<Initialised, InitError> {
     let data = std::path::absolute(&options.data).map_err(making(&options.data))?;
-    let first = options.hosts.first().ok_or(InitError::NoHost)?;
+    if options.hosts.is_empty() {
+        return Err(InitError::NoHost);
+    }
     pki::check_hosts(&options.hosts)?;
     match fs::read_dir(&data).map(|mut entries| entries.next().is_some()) {
         Ok(true) => return Err(InitError::NotEmpty(data)),
@@ -109,9 +161,9 @@ pub fn init(options: &InitOptions) -> Result<Initialised, InitError> {
     let draft = tempfile::Builder::new().prefix(".orrery-central-").tempdir_in(&parent).map_err(making(&parent))?;
     // Private keys, and what nodes reported, are nobody else's business.
     fs::set_permissions(draft.path(), Permissions::from_mode(0o700)).map_err(making(draft.path()))?;
-    let host = if first.contains(':') { format!("[{first}]") } else { first.clone() };
-    let url = format!("https://{host}:{}", options.port);
-    fill(draft.path(), &options.hosts, &url)?;
+    let settings = Settings { hosts: options.hosts.clone() };
+    let url = settings.url(options.port);
+    fill(draft.path(), &settings, &url)?;
     // Replaces an empty folder; anything that appeared in it meanwhile makes this fail.
     fs::rename(draft.path(), &data).map_err(making(&data))?;
     let _ = draft.keep();
@@ -119,22 +171,16 @@ pub fn init(options: &InitOptions) -> Result<Initialised, InitError> {
     Ok(Initialised { operator: data.join("operator"), data, url, hosts: options.hosts.clone() })
 }
 
-fn fill(folder: &Path, hosts: &[String], url: &str) -> Result<(), InitError> {
-    let put = |name: &str, content: &str| {
-        let path = folder.join(name);
-        write_file(&path, content.as_bytes(), 0o644).map_err(making(&path))
-    };
+fn fill(folder: &Path, settings: &Settings, url: &str) -> Result<(), InitError> {
     pki::make_ca(folder, Authority::FIRST, now())?;
-    pki::make_server(folder, Authority::FIRST, hosts, now())?;
-    for name in ["artifacts", "artifacts/incoming", "operator"] {
+    pki::make_server(folder, Authority::FIRST, &settings.hosts, now())?;
+    for name in ["artifacts", "artifacts/incoming"] {
         let path = folder.join(name);
         fs::create_dir(&path).map_err(making(&path))?;
     }
-    put("central.toml", &to_toml(&Settings { hosts: hosts.to_vec() }))?;
-    let operator = pki::make_operator(&folder.join("operator/operator.key"))?;
-    let ca = folder.join("ca.pem");
-    put("operator/ca.pem", &fs::read_to_string(&ca).map_err(making(&ca))?)?;
-    put("operator/operator.toml", &to_toml(&OperatorConfig { url, ca: "ca.pem", key: "operator.key" }))?;
+    let path = folder.join("central.toml");
+    write_file(&path, to_toml(settings).as_bytes(), 0o644).map_err(making(&path))?;
+    let operator = operators::write_folder(folder, url, &folder.join("operator"))?;
     Database::create(&folder.join("central.db"), &operator, now())?;
     Ok(())
 }
@@ -158,7 +204,7 @@ pub fn authorities(data: &Path) -> Vec<PathBuf> {
     pki::authorities(data).map(|authority| authority.certificate(data)).collect()
 }
 
-fn to_toml<T: Serialize>(value: &T) -> String {
+pub(crate) fn to_toml<T: Serialize>(value: &T) -> String {
     toml::to_string(value).expect("strings and lists of strings are TOML")
 }
 
@@ -206,13 +252,7 @@ impl DataFolder {
     /// Takes the folder at `path` into use, and clears away uploads that were cut short.
     pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let failed = |path: PathBuf| move |source| DataError::Io { path, source };
-        let settings_path = path.join("central.toml");
-        let text = match fs::read_to_string(&settings_path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DataError::NotInitialised(path.to_owned())),
-            other => other.map_err(failed(settings_path.clone()))?,
-        };
-        let settings: Settings =
-            toml::from_str(&text).map_err(|source| DataError::Settings { path: settings_path, source })?;
+        let settings = Settings::read(path)?;
         let lock_path = path.join("lock");
         let lock = File::create(&lock_path).map_err(failed(lock_path.clone()))?;
         match lock.try_lock() {
@@ -280,5 +320,14 @@ mod tests {
         assert_eq!(open.hosts(), ["::1", "localhost"]);
         assert!(matches!(DataFolder::open(&data), Err(DataError::InUse(_))));
         assert!(matches!(DataFolder::open(base.path()), Err(DataError::NotInitialised(_))));
+
+        let change = |add: &[&str], remove: &[&str]| {
+            let [add, remove] = [add, remove].map(|hosts| hosts.iter().map(|h| h.to_string()).collect::<Vec<_>>());
+            change_hosts(&data, &add, &remove)
+        };
+        assert_eq!(change(&["192.0.2.1"], &["localhost"]).unwrap(), ["::1", "192.0.2.1"]);
+        assert!(matches!(change(&["not a host"], &[]), Err(InitError::Pki(PkiError::Host(_)))));
+        assert!(matches!(change(&[], &["::1", "192.0.2.1"]), Err(InitError::NoHost)));
+        assert_eq!(Settings::read(&data).unwrap().hosts, ["::1", "192.0.2.1"]);
     }
 }

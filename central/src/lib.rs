@@ -15,6 +15,7 @@ mod enrol_api;
 mod fleet_api;
 mod life_api;
 mod node_api;
+pub mod operators;
 mod pki;
 mod range;
 mod roots_api;
@@ -25,7 +26,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
-pub use data::{DataError, InitError, InitOptions, Initialised, authorities as authority_files, init, new_authority};
+pub use data::{
+    DataError, InitError, InitOptions, Initialised, authorities as authority_files, change_hosts, hosts, init,
+    new_authority,
+};
 pub use db::OpenError;
 pub use pki::PkiError;
 pub use server::{ServeError, Server};

@@ -4,7 +4,10 @@ use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use orrery_central::{InitOptions, Server, authority_files, init, new_authority};
+use orrery_central::{
+    InitOptions, Server, authority_files, change_hosts, hosts, init, new_authority,
+    operators::{self, OperatorRecord},
+};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -40,6 +43,18 @@ enum Command {
         #[command(subcommand)]
         command: Ca,
     },
+    /// The names and addresses that the server's certificate is for.
+    Host {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Host,
+    },
+    /// Operators: whose keys may use the administrative API. A running server takes changes up at once.
+    Operator {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Operator,
+    },
     /// Serve nodes and operators until SIGTERM or SIGINT.
     Serve {
         /// The data folder.
@@ -70,11 +85,73 @@ enum Ca {
     },
 }
 
+#[derive(Subcommand)]
+enum Host {
+    /// Add names and addresses. The server has a certificate for them after its next start.
+    Add {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// What nodes and operators reach central by, too.
+        #[arg(value_name = "NAME_OR_IP", required = true)]
+        hosts: Vec<String>,
+    },
+    /// Remove names and addresses. Nodes that know central by no other cannot reach it any more.
+    Remove {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// What to remove.
+        #[arg(value_name = "NAME_OR_IP", required = true)]
+        hosts: Vec<String>,
+    },
+    /// List them.
+    List {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Operator {
+    /// Add an operator, and make the folder to carry to the operator's machine, with a new private key.
+    Add {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// The operator's name.
+        name: String,
+        /// The folder to make.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// The port in the operator's URL.
+        #[arg(long, default_value_t = 8443)]
+        port: u16,
+    },
+    /// Remove an operator; the key is refused from the next request on.
+    Remove {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// The operator's name.
+        name: String,
+    },
+    /// List operators, oldest first.
+    List {
+        /// The data folder.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
     let Arguments { command, json } = Arguments::parse();
     let result = match command {
         Command::Init { data, host, port } => make(&InitOptions { data, hosts: host, port }, json),
         Command::Ca { command } => ca(&command, json),
+        Command::Host { command } => host(&command, json),
+        Command::Operator { command } => operator(&command, json),
         Command::Serve { data, listen, log } => serve(&data, &listen, &log, json),
     };
     match result {
@@ -109,6 +186,43 @@ fn ca(command: &Ca, json: bool) -> Result<()> {
         return say(&json!(certificates).to_string());
     }
     certificates.iter().try_for_each(|path| say(&path.display().to_string()))
+}
+
+fn host(command: &Host, json: bool) -> Result<()> {
+    let all = match command {
+        Host::Add { data, hosts } => change_hosts(data, hosts, &[])?,
+        Host::Remove { data, hosts } => change_hosts(data, &[], hosts)?,
+        Host::List { data } => hosts(data)?,
+    };
+    if json {
+        return say(&json!(all).to_string());
+    }
+    all.iter().try_for_each(|host| say(host))
+}
+
+fn operator(command: &Operator, json: bool) -> Result<()> {
+    let data = match command {
+        Operator::Add { data, name, to, port } => {
+            operators::add(data, name, *port, to)?;
+            if !json {
+                return say(&format!(
+                    "made {}: move it to the operator's machine, it holds a private key",
+                    to.display()
+                ));
+            }
+            data
+        }
+        Operator::Remove { data, name } => {
+            operators::remove(data, name)?;
+            data
+        }
+        Operator::List { data } => data,
+    };
+    let operators = operators::list(data)?;
+    if json {
+        return say(&json!(operators).to_string());
+    }
+    operators.iter().try_for_each(|OperatorRecord { name, spki, .. }| say(&format!("{name}  {spki}")))
 }
 
 fn serve(data: &std::path::Path, listen: &[SocketAddr], log: &str, json: bool) -> Result<()> {

@@ -1,7 +1,9 @@
 //! Central's certificates: a CA of its own, and the server certificate it signs.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -15,6 +17,7 @@ use rcgen::{
 use rustls::{crypto::ring, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use thiserror::Error;
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName};
 
 use crate::data::write_file;
 
@@ -129,7 +132,7 @@ pub(crate) fn make_operator(path: &Path) -> Result<Digest, PkiError> {
     Ok(Digest::of(&key.subject_public_key_info()))
 }
 
-/// Loads the server certificate from an authority of `folder`, renewed first if it is about to expire.
+/// Loads the server certificate from an authority of `folder`, renewed first if it is about to expire or for other hosts.
 pub(crate) fn load_server(
     folder: &Path,
     authority: Authority,
@@ -137,7 +140,7 @@ pub(crate) fn load_server(
     now: u64,
 ) -> Result<Arc<CertifiedKey>, PkiError> {
     let path = authority.file(folder, "server", "pem");
-    if !path.exists() || expires(&path)? < now + RENEW_DAYS * DAY {
+    if !path.exists() || expires(&path)? < now + RENEW_DAYS * DAY || !is_for(&path, hosts)? {
         make_server(folder, authority, hosts, now)?;
         tracing::info!(?hosts, "server certificate renewed");
     }
@@ -159,12 +162,35 @@ pub(crate) fn check_hosts(hosts: &[String]) -> Result<(), PkiError> {
     server_params(hosts, 0).map(|_| ())
 }
 
-/// When the first certificate in `path` expires, in Unix seconds.
-fn expires(path: &Path) -> Result<u64, PkiError> {
+/// What `look` sees in the first certificate of `path`.
+fn inspect<T>(path: &Path, look: impl FnOnce(&X509Certificate<'_>) -> Option<T>) -> Result<T, PkiError> {
     let broken = || PkiError::Content { path: path.to_owned(), expected: "a certificate in PEM" };
     let der = CertificateDer::from_pem_slice(read(path)?.as_bytes()).map_err(|_| broken())?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|_| broken())?;
-    Ok(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0))
+    look(&certificate).ok_or_else(broken)
+}
+
+/// When the first certificate in `path` expires, in Unix seconds.
+fn expires(path: &Path) -> Result<u64, PkiError> {
+    inspect(path, |certificate| Some(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0)))
+}
+
+/// Whether the first certificate in `path` is for these hosts and no others.
+fn is_for(path: &Path, hosts: &[String]) -> Result<bool, PkiError> {
+    inspect(path, |certificate| {
+        let names = certificate.subject_alternative_name().ok()?.map(|extension| extension.value.general_names.iter());
+        let text = |name: &GeneralName<'_>| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => match *bytes {
+                [a, b, c, d] => Some(IpAddr::from([*a, *b, *c, *d]).to_string()),
+                bytes => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_string()),
+            },
+            _ => None,
+        };
+        let has: BTreeSet<_> = names.into_iter().flatten().filter_map(text).collect();
+        let canonical = |host: &String| host.parse::<IpAddr>().map_or_else(|_| host.clone(), |ip| ip.to_string());
+        Some(has == hosts.iter().map(canonical).collect())
+    })
 }
 
 fn ca_params(authority: Authority, now: u64) -> CertificateParams {
@@ -235,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiring_server_certificate_is_renewed_and_a_fresh_one_kept() {
+    fn a_server_certificate_is_renewed_when_it_expires_or_is_for_others() {
         let folder = tempfile::tempdir().unwrap();
         let hosts = ["127.0.0.1".to_owned()];
         let path = folder.path().join("server.pem");
@@ -248,5 +274,12 @@ mod tests {
         load_server(folder.path(), Authority::FIRST, &hosts, start + 796 * DAY).unwrap();
         assert_ne!(fs::read(&path).unwrap(), first);
         assert_eq!(expires(&path).unwrap(), start + (796 + 825) * DAY);
+
+        let more = ["127.0.0.1", "2001:db8::0:1", "central.example.org"].map(str::to_owned);
+        load_server(folder.path(), Authority::FIRST, &more, start + 796 * DAY).unwrap();
+        let renewed = fs::read(&path).unwrap();
+        assert!(is_for(&path, &more).unwrap() && !is_for(&path, &hosts).unwrap());
+        load_server(folder.path(), Authority::FIRST, &more, start + 796 * DAY).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), renewed);
     }
 }

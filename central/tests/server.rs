@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::http::Method;
-use orrery_central::{InitOptions, ServeError, Server, init};
+use orrery_central::{InitOptions, ServeError, Server, change_hosts, init, operators};
 use orrery_central_api::{
     BootStateChange, EnrolmentRecord, EnrolmentStanding, GroupChange, KeyRecord, LogRecord, NewEnrolment, NewKey,
     NewNode, NodeDetail, OnceRecord, RebootAsked, ReleaseRecord, RootRecord, ScriptRecord, SliceSpec, StartOver,
@@ -682,4 +682,35 @@ fn a_broken_data_folder_is_refused() {
     check(|data| std::fs::remove_file(data.join("central.toml")).unwrap(), "orrery-central init");
     check(|data| std::fs::write(data.join("central.toml"), "hosts = 7").unwrap(), "central.toml");
     check(|data| std::fs::write(data.join("server.pem"), "").unwrap(), "server.pem");
+}
+
+#[test]
+fn a_running_server_follows_its_operators() {
+    let central = Central::start();
+    let folder = central.folder.path().join("ann");
+    operators::add(&data(central.folder.path()), "ann", 1, &folder).unwrap();
+    let key = std::fs::read_to_string(folder.join("operator.key")).unwrap();
+    let ann = central.client(&Identity::from_pem(&key).unwrap());
+    let nodes = |client: &Client| client.get::<serde_json::Value>("/v1/nodes");
+    assert!(nodes(&ann).is_ok());
+    operators::remove(&data(central.folder.path()), "first").unwrap();
+    assert!(matches!(nodes(&central.operator), Err(TransportError::Refused { status: 403, .. })));
+    assert!(nodes(&ann).is_ok());
+}
+
+#[test]
+fn another_name_is_in_the_certificate_after_a_restart() {
+    let central = Central::start();
+    let name = "localhost".to_owned();
+    let key = central.file("operator/operator.key");
+    let by_name = |central: &Central| {
+        let url = format!("https://localhost:{}", central.address.port());
+        let identity = Identity::from_pem(&key).unwrap();
+        let client = Client::new(&url, &central.file("ca.pem"), &identity, Resolver::System).unwrap();
+        client.get::<serde_json::Value>("/v1/nodes")
+    };
+    assert!(by_name(&central).unwrap_err().to_string().contains("certificate"), "{:?}", by_name(&central));
+    change_hosts(&data(central.folder.path()), &[name], &[]).unwrap();
+    let central = central.restarted();
+    assert!(by_name(&central).is_ok(), "{:?}", by_name(&central));
 }
