@@ -292,6 +292,29 @@ fn files_are_copied_both_ways() {
 }
 
 #[test]
+fn git_clones_and_pushes() {
+    let bench = Bench::start(Limits::default());
+    let rsh = format!("ssh {}", bench.options("id").join(" "));
+    let git = |folder: &str, arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "init.defaultBranch=main"]);
+        git.args(arguments).env("GIT_SSH_COMMAND", &rsh).env("GIT_CONFIG_GLOBAL", "/dev/null");
+        let output = git.current_dir(bench.path(folder)).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", output.stderr.escape_ascii());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    git("", &["init", "-q", "--bare", "there.git"]);
+    git("", &["clone", "-q", "tester@127.0.0.1:there.git", "one"]);
+    let expect = big_file(&bench.path("one/big"), 2);
+    git("one", &["add", "big"]);
+    git("one", &["commit", "-q", "-m", "something big"]);
+    git("one", &["push", "-q", "origin", "HEAD:main"]);
+    git("", &["clone", "-q", "-b", "main", "tester@127.0.0.1:there.git", "two"]);
+    assert_eq!(digest(&fs::read(bench.path("two/big")).unwrap()), expect);
+    assert_eq!(git("two", &["rev-parse", "HEAD"]), git("one", &["rev-parse", "HEAD"]));
+}
+
+#[test]
 fn a_terminal_follows_the_clients_size() {
     let bench = Bench::start(Limits::default());
     let (master, terminal) = terminal();
