@@ -34,7 +34,7 @@ const PACKAGES: [(&str, &[&str]); 6] = [
     ),
     ("making images", &["xorriso", "isolinux", "syslinux-common", "systemd-boot-efi", "mmdebstrap"]),
     ("running machines", &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe-qemu", "seabios"]),
-    ("logging in", &["openssh-client", "openssh-sftp-server"]),
+    ("logging in", &["openssh-client", "openssh-sftp-server", "git"]),
     ("making container images in tests", &["skopeo", "umoci"]),
     ("acting as a compromised boot server in tests", &["sqlite3"]),
 ];
