@@ -266,7 +266,11 @@ fn publish(wanted: &WantedState, status: &[SliverStatus]) {
     }
 }
 
-fn load(path: &Path) -> Result<Option<WantedState>> {
+/// What was last wanted, if that is known.
+///
+/// # Errors
+/// When the file at `path` cannot be read or understood.
+pub fn load(path: &Path) -> Result<Option<WantedState>> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| format!("parsing {}", path.display())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -274,7 +278,11 @@ fn load(path: &Path) -> Result<Option<WantedState>> {
     }
 }
 
-fn save(path: &Path, wanted: &WantedState) -> Result<()> {
+/// Keeps what is wanted for the next start, in the file at `path`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save(path: &Path, wanted: &WantedState) -> Result<()> {
     let json = serde_json::to_vec(wanted).context("writing the wanted state as JSON")?;
     replace_file(path, &json, 0o600).with_context(|| format!("writing {}", path.display()))
 }

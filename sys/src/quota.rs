@@ -48,8 +48,28 @@ struct Attributes {
     padding: [u8; 8],
 }
 
+/// What the files of a project may take. 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limit {
+    /// Bytes of disk space, rounded up to a KiB.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+/// A project with what it may take and takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Project {
+    /// Its number.
+    pub id: u32,
+    /// What it may take.
+    pub limit: Limit,
+    /// What it takes.
+    pub usage: Usage,
+}
+
 /// What a project uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Bytes of disk space.
     pub bytes: u64,
@@ -85,12 +105,12 @@ pub fn set_project_limits(file_system: BorrowedFd<'_>, project: u32, bytes: u64,
     quotactl(file_system, Q_SETQUOTA, project, &mut quota)
 }
 
-/// The projects that have a limit.
+/// The projects that the file system knows: those with a limit or a file, and perhaps some that had one.
 ///
 /// # Errors
 /// When the file system has no project quotas enabled.
-pub fn limited_projects(file_system: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    let mut limited = Vec::new();
+pub fn projects(file_system: BorrowedFd<'_>) -> io::Result<Vec<Project>> {
+    let mut projects = Vec::new();
     let mut next = Some(0);
     while let Some(project) = next {
         let mut quota = DiskQuota::default();
@@ -98,12 +118,12 @@ pub fn limited_projects(file_system: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             result => result?,
         }
-        if quota.block_hard_limit != 0 || quota.inode_hard_limit != 0 {
-            limited.push(quota.id);
-        }
+        let limit = Limit { bytes: quota.block_hard_limit * BLOCK, inodes: quota.inode_hard_limit };
+        let usage = Usage { bytes: quota.current_bytes, inodes: quota.current_inodes };
+        projects.push(Project { id: quota.id, limit, usage });
         next = quota.id.checked_add(1);
     }
-    Ok(limited)
+    Ok(projects)
 }
 
 /// What the files of `project` take.

@@ -9,6 +9,7 @@ mod downloads;
 mod image;
 mod input;
 mod install;
+mod killed;
 mod limits;
 mod login;
 mod machinery;
@@ -32,6 +33,7 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
+pub(crate) use machinery::initramfs_of;
 use orrery_qemu::Vm;
 
 use crate::{
@@ -113,6 +115,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("sliver-escapes", machinery::escapes),
+    Scenario::full("sliver-interruptions", machinery::interruptions),
+    Scenario::full("manager-killed", killed::manager),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),

@@ -1,15 +1,16 @@
 //! Torture: the same thing many times over, each time hurt at another moment. Everything follows from a seed.
 
 mod power;
+mod slivers;
 mod tamper;
 mod tamper_boot;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::workspace::Workspace;
+use crate::{image::Images, workspace::Workspace};
 
 /// Options of `cargo xtask torture`.
 #[derive(Args)]
@@ -35,6 +36,13 @@ enum What {
     /// uniform over the phase's measured duration. After the last cut the node has to come up and be seen running at central
     /// with the right release. Machines of failed runs are kept in target/orrery/torture/.
     Power(power::Power),
+    /// Kill the node manager, and cut the power, at random instants of what happens to slivers and images
+    ///
+    /// Each run is one interruption, with operations of every kind under way: the node manager is killed, or the ssh gate, or both
+    /// with all their helpers, or the power goes, which is every fourth run. Once all is up again, everything that was acknowledged
+    /// must be in force, and nothing left over. A machine goes through twenty runs on one disk. Disk and console of one that failed
+    /// are kept in target/orrery/torture/slivers/.
+    Slivers(slivers::Slivers),
     /// Change signed and hashed things at random, and demand that none is accepted
     ///
     /// Each run changes one thing at one place (a bit, a byte, cut short, inserted, doubled, swapped), gives it to the code
@@ -55,6 +63,7 @@ enum What {
 pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<()> {
     match &torture.what {
         What::Power(power) => power::run(workspace, &crate::prepared(workspace)?, torture, power),
+        What::Slivers(slivers) => slivers::run(workspace, &crate::prepared(workspace)?, torture, slivers),
         What::Tamper { boots } => {
             tamper::direct(torture.runs, torture.seed)?;
             if *boots > 0 {
@@ -63,6 +72,14 @@ pub(crate) fn run(workspace: &Workspace, torture: &Torture) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Interrupts `runs` times what happens to slivers, see [`What::Slivers`].
+///
+/// # Errors
+/// An interruption was not survived.
+pub(crate) fn some_slivers(images: &Images, folder: &Path, runs: u32, seed: u64) -> Result<()> {
+    slivers::some(images, folder, runs, seed)
 }
 
 /// Tampers with `runs` things, see [`What::Tamper`].

@@ -129,8 +129,7 @@ impl Store {
         let tree = self.tree_path(image);
         let flags = if tree.is_dir() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         rustix::fs::renameat_with(CWD, &partial, CWD, &tree, flags).map_err(StoreError::at("renaming to", &tree))?;
-        let trees = self.root.join("trees");
-        File::open(&trees).and_then(|trees| trees.sync_all()).map_err(StoreError::at("writing out", &trees))?;
+        self.flush_trees()?;
         Ok(import.imported)
     }
 }

@@ -103,7 +103,10 @@ impl Store {
         let lock = self.blocking_lock()?;
         let tree = self.tree_path(image);
         match fs::rename(&tree, self.partial_path(image)) {
-            Ok(()) => self.clean(&lock),
+            Ok(()) => {
+                self.clean(&lock)?;
+                self.flush_trees()
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(StoreError::at("removing tree", &tree)(error)),
         }
@@ -174,6 +177,12 @@ impl Store {
 
     fn partial_path(&self, image: &Digest) -> PathBuf {
         self.root.join("trees").join(format!("{image}{PARTIAL}"))
+    }
+
+    /// Makes names in the directory of trees last.
+    fn flush_trees(&self) -> Result<(), StoreError> {
+        let trees = self.root.join("trees");
+        File::open(&trees).and_then(|trees| trees.sync_all()).map_err(StoreError::at("writing out", &trees))
     }
 
     fn blocking_lock(&self) -> Result<Lock, StoreError> {

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orrery_sys::quota;
+use orrery_sys::quota::{self, Limit};
 
 use crate::{
     error::{At, SliverError},
@@ -60,17 +60,21 @@ impl Slivers {
         Ok(())
     }
 
-    /// Makes what runs of a sliver what its record says.
+    /// Makes what runs of a sliver, and its limits, what its record says.
     fn settle(&self, login: &str) -> Result<(), SliverError> {
         // Waits for a start whose node manager died: what that began holds the lock.
         let _lock = self.lock(login)?;
+        let record = self.get(login)?;
         let group = self.group(login);
         if group.first_process().is_none() {
             group.kill()?;
-            return group.remove();
+            group.remove()?;
+        } else {
+            group.sweep()?;
+            group.freeze(record.spec.life.suspended.is_some())?;
         }
-        group.sweep()?;
-        group.freeze(self.get(login)?.spec.life.suspended.is_some())
+        // Set after the record was written, and not flushed to the disk with it.
+        self.limit(&record)
     }
 
     /// Takes the limits off the projects no sliver has.
@@ -78,10 +82,11 @@ impl Slivers {
         let home = self.home();
         let opened = fs::File::open(&home).at("opening", &home)?;
         // A file system without project quotas has no limits either.
-        let limited = quota::limited_projects(opened.as_fd()).unwrap_or_default();
+        let limited = quota::projects(opened.as_fd()).unwrap_or_default();
+        let limited = limited.into_iter().filter(|project| project.limit != Limit::default()).map(|project| project.id);
         let unused =
             |project: &u32| (1..=MAX_INDEX).contains(project) && records.values().all(|r| r.project() != *project);
-        for project in limited.into_iter().filter(unused) {
+        for project in limited.filter(unused) {
             quota::set_project_limits(opened.as_fd(), project, 0, 0).at("taking limits off a project of", &home)?;
         }
         Ok(())

@@ -283,7 +283,8 @@ impl Slivers {
         self.limit(&record)
     }
 
-    fn limit(&self, record: &Record) -> Result<(), SliverError> {
+    /// Puts the limits of a record in force.
+    pub(crate) fn limit(&self, record: &Record) -> Result<(), SliverError> {
         self.limit_disk(record)?;
         let group = self.group(&record.login());
         if group.first_process().is_some() { group.limit(&record.spec.rspec) } else { Ok(()) }

@@ -27,10 +27,10 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages and binaries in the images.
 const IMAGE_PROGRAMS: [(&str, &str); 3] =
     [("orrery-init", "init"), ("orrery-bootstage", "orrery-stage"), ("orrery-nodeos", "orrery-nodeos")];
-/// The package with [`VM_TESTS`].
+/// The package with those of [`VM_TESTS`] that are not of the node OS's.
 const VM_TESTS_PACKAGE: &str = "orrery-sliver";
 /// Static test programs for a VM, built with the others since they are made of the same crates.
-pub(crate) const VM_TESTS: [&str; 2] = ["sliver_vm", "sliver_escapes"];
+pub(crate) const VM_TESTS: [&str; 3] = ["sliver_vm", "sliver_escapes", "sliver_torture"];
 /// Programs for the operator's machine.
 const TOOLS: [&str; 2] = ["orrery", "orrery-central"];
 /// The list of crates in the images' programs, kept beside them for the SBOM.

@@ -1,13 +1,13 @@
 //! The sliver crate alone under our kernel: one of its test programs is the machine's first process.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use orrery_image_builder::cpio::{Node, Writer};
 use orrery_qemu::{BootMedium, Disk, DiskBus, Vm, create_disk};
 
 use super::Bench;
-use crate::{command, hash};
+use crate::{command, hash, torture};
 
 const DEADLINE: Duration = Duration::from_secs(400);
 const DISK_BYTES: u64 = 2 << 30;
@@ -22,15 +22,32 @@ pub(super) fn escapes(bench: &Bench<'_>) -> Result<()> {
     run(bench, "sliver-escapes", "sliver_escapes")
 }
 
-fn run(bench: &Bench<'_>, name: &str, program: &str) -> Result<()> {
-    fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
-    let initramfs = bench.folder.join("initramfs");
-    let program = fs::read(bench.images.vm_tests.join(program)).context("reading the test program")?;
+/// What is hit, and when, in the tests' few interruptions: always the same, so that a failure is the change's doing.
+const SEED: u64 = 1;
+const INTERRUPTIONS: u32 = 20;
+
+/// Node managers killed, and power cut, in the middle of what they do.
+pub(super) fn interruptions(bench: &Bench<'_>) -> Result<()> {
+    torture::some_slivers(bench.images, &bench.folder, INTERRUPTIONS, SEED)
+}
+
+/// An initial RAM file system whose first process is `program`.
+///
+/// # Errors
+/// The program cannot be read.
+pub(crate) fn initramfs_of(program: &Path) -> Result<Vec<u8>> {
+    let program = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
     let mut archive = Writer::new(0);
     ["dev", "proc", "sys", "run", "data", "etc"].iter().for_each(|name| archive.push(name, 0o755, &Node::Directory));
     archive.push("dev/console", 0o600, &Node::CharDevice { major: 5, minor: 1 });
     archive.push("init", 0o755, &Node::File(program));
-    fs::write(&initramfs, archive.finish()).context("writing the initramfs")?;
+    Ok(archive.finish())
+}
+
+fn run(bench: &Bench<'_>, name: &str, program: &str) -> Result<()> {
+    fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
+    let initramfs = bench.folder.join("initramfs");
+    fs::write(&initramfs, initramfs_of(&bench.images.vm_tests.join(program))?).context("writing the initramfs")?;
 
     let seed = bench.folder.join("seed");
     let incoming = seed.join("incoming");
