@@ -1,9 +1,9 @@
-//! Descriptors that a process was started with at fixed numbers.
-#![allow(unsafe_code)] // Taking ownership of a number.
+//! Descriptors at fixed numbers: those a process was started with, and those it keeps for others to find.
+#![allow(unsafe_code)] // Taking ownership of a number, and closing what has an owner.
 
 use std::{
     io,
-    os::fd::{AsFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -31,4 +31,33 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(descriptor.as_fd(), rustix::io::FdFlags::CLOEXEC)?;
     Ok(descriptor)
+}
+
+/// Moves `descriptors` to the numbers from 3 on, and closes all others but the standard three, also those that have an owner: to
+/// be called by a process that never returns to where those are. All that is kept becomes close-on-exec.
+///
+/// # Errors
+/// When the process is out of descriptors; nothing is closed then.
+pub fn keep_only<const COUNT: usize>(descriptors: [OwnedFd; COUNT]) -> io::Result<[OwnedFd; COUNT]> {
+    let after = 3 + RawFd::try_from(COUNT).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // Out of the way of the numbers they are to have.
+    let moved = descriptors.iter().map(|d| rustix::io::fcntl_dupfd_cloexec(d, after)).collect::<Result<Vec<_>, _>>()?;
+    for (number, source) in (3..).zip(&moved) {
+        // SAFETY: `source` is open and not below `after`, `number` is below; whoever owns that is not returned to.
+        if unsafe { libc::dup3(source.as_raw_fd(), number, libc::O_CLOEXEC) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // Their numbers are taken, or about to be closed.
+    std::mem::forget((descriptors, moved));
+    // SAFETY: the caller uses nothing that is closed here.
+    if unsafe { libc::close_range(after as libc::c_uint, libc::c_uint::MAX, 0) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut number = 2;
+    Ok(std::array::from_fn(|_| {
+        number += 1;
+        // SAFETY: opened above, and owned by nobody who still uses it.
+        unsafe { OwnedFd::from_raw_fd(number) }
+    }))
 }

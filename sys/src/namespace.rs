@@ -1,9 +1,8 @@
-//! Processes and namespaces for helpers that run on one thread: fork, unshare, an idmapped mount, and the process that
-//! stays behind as the first of a PID namespace.
+//! Processes and namespaces for helpers that run on one thread: fork, unshare, an idmapped mount, and what becomes of
+//! children that end.
 #![allow(unsafe_code)] // fork, unshare, mount_setattr and signal have no safe wrapper.
 
 use std::{
-    convert::Infallible,
     io, mem,
     os::fd::{AsRawFd, BorrowedFd},
 };
@@ -93,24 +92,28 @@ pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     mount_setattr(mount, &libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 })
 }
 
-/// Becomes the process that a PID namespace starts with: it only lets the kernel reap what is orphaned there, and lasts
-/// until it is killed. All descriptors are closed.
-///
-/// # Errors
-/// When its children cannot be ignored.
-pub fn become_reaper() -> io::Result<Infallible> {
-    require_one_thread()?;
-    // SAFETY: SIG_IGN is no function of ours; the kernel then reaps every child, adopted ones as well.
-    if unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } == libc::SIG_ERR {
+fn handle_child(handler: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: the handler is one of the kernel's own, no function of ours.
+    if unsafe { libc::signal(libc::SIGCHLD, handler) } == libc::SIG_ERR {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: this function never returns from here on and there is no other thread, so nobody uses a descriptor that is
-    // closed under them.
-    unsafe { libc::close_range(0, libc::c_uint::MAX, 0) };
-    loop {
-        // SAFETY: takes no argument.
-        unsafe { libc::pause() };
-    }
+    Ok(())
+}
+
+/// Lets the kernel reap every child of this process, adopted ones as well, for it and for those it forks.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn ignore_children() -> io::Result<()> {
+    handle_child(libc::SIG_IGN)
+}
+
+/// Undoes [`ignore_children`]: children are to be waited for.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn heed_children() -> io::Result<()> {
+    handle_child(libc::SIG_DFL)
 }
 
 #[cfg(test)]

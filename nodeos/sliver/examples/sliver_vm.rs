@@ -12,7 +12,7 @@ use std::{
     io::{Read, Write},
     os::fd::AsFd,
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -21,30 +21,13 @@ use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main};
-use orrery_sys::{
-    namespace::{Fork, fork},
-    quota,
-};
-use rustix::{
-    process::{DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions},
-    thread::ThreadNameSpaceType,
-};
+use orrery_sys::quota;
+use rustix::process::WaitOptions;
 use support::{fingerprint, prepare, spec};
-
-/// The first argument of [`prey`].
-const PREY: &str = "prey";
 
 fn main() -> ExitCode {
     if let Some(code) = internal_main(std::env::args_os()) {
         return code;
-    }
-    let arguments: Vec<String> = std::env::args().collect();
-    if let [_, word, first] = &arguments[..]
-        && word == PREY
-    {
-        let Err(error) = prey(first);
-        println!("    prey: {error:#}");
-        return ExitCode::FAILURE;
     }
     support::finish(run())
 }
@@ -196,7 +179,7 @@ fn run() -> Result<()> {
         }
         Ok(())
     })?;
-    step("whoever enters without hiding is caught", || control(&slivers))?;
+    step("whoever is not hidden is caught", || control(&slivers))?;
     step("whoever enters is not caught", || {
         // Most are stopped too late to be missed by whoever entered.
         for _ in 0..15 {
@@ -449,8 +432,8 @@ fn import(store: &Store) -> Result<Digest> {
     Ok(image)
 }
 
-/// Stops and traces every process that appears in the sliver. One that is not the sliver's program yet is what it is after:
-/// it says whether it may be traced or looked into, leaves it stopped and ends.
+/// Stops and traces every process that appears in the sliver. One that is no program of the sliver's is what it is after: it says
+/// whether it may be traced or looked into, leaves it stopped and ends.
 const HUNTER: &str = r#"
 $| = 1; $SIG{ALRM} = sub { print "gave up, saw $seen\n"; exit }; alarm 30;
 sub list { opendir(my $d, "/proc"); grep { /^\d+$/ } readdir $d }
@@ -466,7 +449,7 @@ while (1) {
         my $looked = open($maps, "<", "/proc/$pid/maps") && defined(readline $maps);
         open(my $comm, "<", "/proc/$pid/comm") or next;
         my $name = readline $comm;
-        if ($name eq "exe\n") {
+        if ($name eq "session\n") {
             print "caught $pid after $seen: ", $traced == 0 ? "TRACED" : "not traced", $looked ? " LOOKED" : "", "\n";
             exit;
         }
@@ -485,44 +468,14 @@ fn lie_in_wait(slivers: &Slivers) -> Result<Entered> {
     Ok(hunter)
 }
 
-/// What [`hunt`] says is worth as much as this: the same hunter does catch who comes in unprotected.
+/// What [`hunt`] says is worth as much as this: the same hunter does catch an ordinary process of that name.
 fn control(slivers: &Slivers) -> Result<()> {
-    let mut hunter = lie_in_wait(slivers)?;
-    let processes = fs::read_to_string("/sys/fs/cgroup/slivers/test_two/init/cgroup.procs")?;
-    let first = processes.lines().next().context("the sliver has no first process")?;
-    while hunter.child.try_wait()?.is_none() {
-        let mut prey = Command::new("/proc/self/exe").arg(PREY).arg(first).spawn()?;
-        let shown = Instant::now();
-        while hunter.child.try_wait()?.is_none() && shown.elapsed() < Duration::from_secs(2) {
-            std::thread::yield_now();
-        }
-        prey.kill()?;
-        prey.wait()?;
-    }
-    expect(slivers, "test_two", "cat /root/hunt", 0, "TRACED LOOKED").map(drop)
-}
-
-/// Comes into the sliver of the process `first` much as the helper does, and stays at the most delicate point: it is the
-/// sliver's root and not yet the sliver's program. Unlike the helper it may be traced.
-fn prey(first: &str) -> Result<std::convert::Infallible> {
-    let first = Pid::from_raw(first.parse()?).context("no PID")?;
-    let first = rustix::process::pidfd_open(first, PidfdFlags::empty())?;
-    let name_spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID;
-    rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_spaces).context("joining the namespaces")?;
-    // Before it can be seen, so that it is what it is to be from the first moment somebody sees it.
-    rustix::thread::set_thread_groups(&[Gid::ROOT])?;
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    // Becoming somebody else forbade it.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    if let Fork::Parent(child) = fork()? {
-        rustix::process::waitpid(Some(child), WaitOptions::empty())?;
-        bail!("it ended before it was killed");
-    }
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    loop {
-        std::thread::park();
-    }
+    let prey = r#"exec perl -e '$0 = "session"; while (1) { my $p = fork; if (!$p) { sleep 1; exit } waitpid $p, 0 }'"#;
+    let mut prey = slivers.enter("test_two", request(Run::Command(prey.into())))?.child;
+    lie_in_wait(slivers)?.child.wait()?;
+    prey.kill()?;
+    prey.wait()?;
+    expect(slivers, "test_two", "cat /root/hunt; kill -CONT -1", 0, "TRACED LOOKED").map(drop)
 }
 
 /// The sliver's root lies in wait for processes that come in. Returns whether it kept one from entering.

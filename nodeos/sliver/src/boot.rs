@@ -6,6 +6,7 @@
 //! locked: no capability inside changes or removes one. All mounts go with the last process.
 
 use std::{
+    convert::Infallible,
     fs::{self, File},
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::SliverError,
+    first,
     internal::{BOOT, become_sliver_root, helper_command},
     record::IDS,
 };
@@ -174,10 +176,9 @@ impl Waiting {
             Fork::Child => {
                 // Or the child would wait for itself.
                 drop((mapped, go, unshared, answer));
-                let mut report = answer_writer.try_clone().doing("duplicating a pipe")?;
-                if let Err(error) = make_name_spaces(order, &mapped_reader, unshared_writer, &go_reader, answer_writer)
-                {
-                    let _ = write!(report, "{error}");
+                let made = make_name_spaces(order, &mapped_reader, unshared_writer, &go_reader, &answer_writer);
+                if let Err(error) = made {
+                    let _ = write!(&answer_writer, "{error}");
                 }
                 std::process::exit(0)
             }
@@ -232,8 +233,16 @@ fn told(mut answer: File) -> Result<(), Failed> {
 }
 
 /// What the forked process does: namespaces, and a child in them.
-fn make_name_spaces(order: &Order, mapped: &File, mut unshared: File, go: &File, answer: File) -> Result<(), Failed> {
+fn make_name_spaces(
+    order: &Order,
+    mapped: &File,
+    mut unshared: File,
+    go: &File,
+    mut answer: &File,
+) -> Result<(), Failed> {
     fs::write(order.leaf.join("cgroup.procs"), "0").doing("joining the control group")?;
+    // All of a sliver goes before anything of the node's when that is short of memory.
+    fs::write("/proc/self/oom_score_adj", "500").doing("setting the OOM score")?;
     become_owner(order.id_base).doing("becoming the sliver's owner")?;
     unshare(UnshareFlags::NEWUSER).doing("making a user namespace")?;
     unshared.write_all(b"+").doing("telling of the user namespace")?;
@@ -252,10 +261,8 @@ fn make_name_spaces(order: &Order, mapped: &File, mut unshared: File, go: &File,
         }
         Fork::Child => {
             drop(unshared);
-            let mut report = answer.try_clone().doing("duplicating a pipe")?;
-            if let Err(error) = be_first_process(order, go, answer) {
-                let _ = write!(report, "{error}");
-            }
+            let Err(error) = be_first_process(order, go);
+            let _ = write!(answer, "{error}");
             std::process::exit(1)
         }
     }
@@ -274,11 +281,11 @@ fn become_owner(id: u32) -> io::Result<()> {
     Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
 }
 
-/// The first process's life.
-fn be_first_process(order: &Order, go: &File, answer: File) -> Result<(), Failed> {
+/// The first process's life. The helper hears that all is there by the end of the pipe for answers, which closes with all others.
+fn be_first_process(order: &Order, go: &File) -> Result<Infallible, Failed> {
     if read_byte(go).is_err() {
         // The helper failed, and tells of it itself.
-        return Ok(());
+        std::process::exit(1)
     }
     let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).doing("opening itself")?;
     unshare(UnshareFlags::NEWNS).doing("taking the mounts")?;
@@ -289,8 +296,7 @@ fn be_first_process(order: &Order, go: &File, answer: File) -> Result<(), Failed
     rustix::process::setsid().doing("leading a session")?;
     let _ = rustix::thread::set_name(c"sliver");
     become_sliver_root().doing("becoming the sliver's root")?;
-    drop(answer);
-    match namespace::become_reaper().doing("waiting")? {}
+    first::serve().doing("opening the door")
 }
 
 /// The tree of mounts, whose root is on top of this namespace's at the end.

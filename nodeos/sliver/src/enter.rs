@@ -1,39 +1,34 @@
 //! Running a command inside a sliver.
 //!
-//! The helper joins a session's control group and the sliver's namespaces, forks (a process changes its PID namespace only
-//! for its children), and lasts as long as the command, whose exit status becomes its own.
+//! The helper joins a session's control group, has the sliver's first process fork the session, gives that its own standard
+//! descriptors, and lasts as long as the command, whose exit status becomes its own.
 
 use std::{
-    fs,
-    io::{self, IoSlice, IoSliceMut, Read, Write},
-    mem::MaybeUninit,
+    fs::{self, OpenOptions},
+    io::{self, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
     },
     path::PathBuf,
-    process::{self, Child, ExitCode, Stdio},
+    process::{Child, ExitCode, Stdio},
     time::Duration,
 };
 
-use orrery_sys::{
-    namespace::{Fork, fork},
-    spawn::Preparations,
-};
+use orrery_sys::spawn::Preparations;
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags},
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
-    process::{Pid, PidfdFlags, Signal, WaitOptions},
-    pty::OpenptFlags,
-    termios::Winsize,
-    thread::ThreadNameSpaceType,
+    fs::{Mode, OFlags},
+    process::{Pid, PidfdFlags},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::SliverError,
-    internal::{ENTER, become_sliver_root, helper_command},
-    socket::{self, Helper, Made, Wish},
+    first,
+    handover::{self, answer},
+    internal::{ENTER, helper_command},
+    session::{self, Surroundings},
+    socket::{Helper, Made, Wish},
 };
 
 /// How long the way into a sliver may take. The sliver's root can stop a process on it.
@@ -41,11 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The helper's word that it is in the session's control group and holds the first process: the sliver may be
 /// stopped from now on, which ends the helper too.
 const JOINED: u8 = b'=';
-/// The helper's word that the command is about to be executed.
+/// The session's word that the command is about to be executed, or the socket there.
 pub(crate) const STARTED: &[u8] = b"+";
 /// Where the helper finds its end of the control connection.
 const CONTROL: i32 = 3;
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -102,9 +96,9 @@ struct Order {
     task: Task,
 }
 
-/// What the helper is to do once it is inside.
+/// What a session is to do.
 #[derive(Debug, Serialize, Deserialize)]
-enum Task {
+pub(crate) enum Task {
     /// Run a command.
     Command(Command),
     /// Make a socket.
@@ -113,11 +107,11 @@ enum Task {
 
 /// A command with its surroundings.
 #[derive(Debug, Serialize, Deserialize)]
-struct Command {
-    run: Run,
-    environment: Vec<(String, String)>,
-    directory: Option<String>,
-    pty: Option<Pty>,
+pub(crate) struct Command {
+    pub(crate) run: Run,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) directory: Option<String>,
+    pub(crate) pty: Option<Pty>,
 }
 
 /// A helper on its way into a sliver, already in the control group of its session.
@@ -216,33 +210,15 @@ fn lost(error: io::Error) -> String {
     }
 }
 
-/// The helper's answer: nothing for [`STARTED`], with perhaps a descriptor, or an error's text.
+/// The answer from inside: nothing for [`STARTED`], with perhaps a descriptor, or an error's text.
 fn receive(connection: &UnixStream) -> io::Result<(String, Option<OwnedFd>)> {
     let mut buffer = [0; 1024];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got =
-        rustix::net::recvmsg(connection, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptor = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    match &buffer[..got.bytes] {
+    let (length, mut descriptors) = handover::receive(connection, &mut buffer)?;
+    match &buffer[..length] {
         b"" => Err(io::ErrorKind::UnexpectedEof.into()),
-        STARTED => Ok((String::new(), descriptor)),
+        STARTED => Ok((String::new(), descriptors.pop())),
         text => Ok((String::from_utf8_lossy(text).into_owned(), None)),
     }
-}
-
-pub(crate) fn answer(connection: &UnixStream, text: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<_> = descriptor.into_iter().collect();
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("no space for a descriptor"));
-    }
-    rustix::net::sendmsg(connection, &[IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
 }
 
 /// The whole life of the helper.
@@ -272,123 +248,31 @@ fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
     control.read_to_end(&mut text)?;
     let order: Order = serde_json::from_slice(&text)?;
     let first = Pid::from_raw(order.first_process).ok_or_else(|| io::Error::other("no PID"))?;
-    doing("joining the control group", fs::write(order.leaf.join("cgroup.procs"), "0"))?;
+    let procs = order.leaf.join("cgroup.procs");
+    doing("joining the control group", fs::write(&procs, "0"))?;
     // The first to be killed when the node itself is short of memory.
     doing("setting the OOM score", fs::write("/proc/self/oom_score_adj", "500"))?;
     let first = doing("opening the sliver's first process", rustix::process::pidfd_open(first, PidfdFlags::empty()))?;
     // With a descriptor of it, its number may be given to another process.
     answer(control, &[JOINED], None)?;
-    let command = match order.task {
-        Task::Socket(wish) => return socket::make(control, first.as_fd(), &wish),
-        Task::Command(command) => command,
+    let session = doing("knocking at the sliver", first::knock(first.as_fd()))?;
+    let leaf = doing("opening the control group", OpenOptions::new().write(true).open(&procs))?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let given = Surroundings {
+        stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        leaf: leaf.as_fd(),
+        control: control.as_fd(),
     };
-    let name_spaces = ThreadNameSpaceType::USER
-        | ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::PROCESS_ID
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::CONTROL_GROUP;
-    doing("joining the namespaces", rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_spaces))?;
-    match doing("forking", fork())? {
-        Fork::Parent(child) => {
-            // So that no pipe is held open by this process when the command is gone.
-            let null = doing("opening /dev/null", rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()))?;
-            rustix::stdio::dup2_stdin(&null)?;
-            rustix::stdio::dup2_stdout(&null)?;
-            rustix::stdio::dup2_stderr(&null)?;
-            wait(child)
-        }
-        Fork::Child => {
-            let error = match become_command(control, command) {
-                Ok(never) => match never {},
-                Err(error) => error,
-            };
-            let _ = answer(control, error.to_string().as_bytes(), None);
-            Ok(ExitCode::from(126))
-        }
-    }
-}
-
-/// Waits for the command and turns its end into this process's.
-fn wait(child: Pid) -> io::Result<ExitCode> {
-    loop {
-        let Some((_, status)) =
-            rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(child), WaitOptions::empty()))?
-        else {
-            continue;
-        };
-        let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
-        if let Some(code) = code {
-            return Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)));
-        }
-    }
-}
-
-/// Opens a terminal of the sliver's own, and makes it standard input, output and error. Returns the master side.
-fn make_terminal(pty: &Pty) -> io::Result<OwnedFd> {
-    // Not by way of /dev/ptmx, which is a link that the sliver may change. The file system at /dev/pts it cannot.
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let master = rustix::fs::openat2(
-        &root,
-        "dev/pts/ptmx",
-        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::NO_SYMLINKS,
-    )?;
-    rustix::pty::unlockpt(&master)?;
-    let size = Winsize { ws_row: pty.rows, ws_col: pty.columns, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&master, size)?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
-    rustix::process::ioctl_tiocsctty(&slave)?;
-    rustix::stdio::dup2_stdin(&slave)?;
-    rustix::stdio::dup2_stdout(&slave)?;
-    rustix::stdio::dup2_stderr(&slave)?;
-    Ok(master)
-}
-
-/// Everything between the namespaces and the command.
-fn become_command(control: &UnixStream, order: Command) -> io::Result<std::convert::Infallible> {
-    doing("tying the command to its helper", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
-    doing("starting a session", rustix::process::setsid())?;
-    doing("becoming root of the sliver", become_sliver_root())?;
-    // Becoming somebody else cleared it.
-    doing("tying the command to its helper", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
-    let master = order.pty.as_ref().map(|pty| doing("making a terminal", make_terminal(pty))).transpose()?;
-
-    let home = if fs::metadata("/root").is_ok_and(|m| m.is_dir()) { "/root" } else { "/" };
-    if order.directory.as_ref().is_none_or(|d| std::env::set_current_dir(d).is_err()) {
-        doing("changing to the home directory", std::env::set_current_dir(home))?;
-    }
-    let shell = if fs::metadata("/bin/bash").is_ok() { "/bin/bash" } else { "/bin/sh" };
-    let mut command = match &order.run {
-        Run::Shell => {
-            let mut command = process::Command::new(shell);
-            command.arg0(if shell.ends_with("bash") { "-bash" } else { "-sh" });
-            command
-        }
-        Run::Command(line) => {
-            let mut command = process::Command::new(shell);
-            command.arg("-c").arg(line);
-            command
-        }
-        Run::Program(words) => {
-            let (program, arguments) = words.split_first().ok_or_else(|| io::Error::other("an empty command"))?;
-            let mut command = process::Command::new(program);
-            command.args(arguments);
-            command
-        }
-    };
-    command.env_clear();
-    command.envs([("HOME", home), ("USER", "root"), ("LOGNAME", "root"), ("SHELL", shell), ("PATH", PATH)]);
-    command.envs(order.environment);
-    if let Some(pty) = &order.pty {
-        command.env("TERM", &pty.term);
-    }
-    doing("answering", answer(control, STARTED, master.as_ref().map(AsFd::as_fd)))?;
-    let error = command.exec();
-    // Whoever entered is told as a shell would tell; the helper has answered already.
-    let _ = writeln!(io::stderr(), "{}: {error}", command.get_program().to_string_lossy());
-    std::process::exit(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+    // A first process that could not fork closed the connection, and said why.
+    let told = session::tell(&session, given, &order.task);
+    // So that no pipe is held open by this process when the command is gone.
+    let null = doing("opening /dev/null", rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()))?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    let code = doing("making a session", session::end(&session))?;
+    doing("telling the session", told)?;
+    Ok(ExitCode::from(code))
 }
 
 #[cfg(test)]

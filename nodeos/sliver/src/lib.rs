@@ -13,11 +13,14 @@ mod cgroup;
 mod confine;
 mod enter;
 mod error;
+mod first;
+mod handover;
 mod internal;
 mod leftovers;
 mod node;
 mod record;
 mod remove;
+mod session;
 mod slivers;
 mod socket;
 

@@ -17,6 +17,12 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("kernel/perf_event_paranoid", "3"),
     // Each sliver may have 256 terminals; together they must not use up all.
     ("kernel/pty/max", "262144"),
+    // What is counted for the whole node, and so would be used up for everybody by some. Each of these costs memory, of which a
+    // sliver has its limit.
+    ("fs/file-max", "9223372036854775807"),
+    ("fs/aio-max-nr", "2147483647"),
+    ("kernel/pid_max", "4194304"),
+    ("kernel/threads-max", "4194304"),
     // The kernel's favourite ways to be broken, which nothing here needs.
     ("kernel/io_uring_disabled", "2"),
     ("kernel/kexec_load_disabled", "1"),

@@ -3,27 +3,26 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::{
             fs::DirBuilderExt,
             net::{UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
-    process::{Child, ExitCode},
+    process::Child,
     thread,
 };
 
 use rustix::{
     event::{PollFd, PollFlags},
     net::{AddressFamily, SocketFlags, SocketType},
-    thread::ThreadNameSpaceType,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    enter::{STARTED, answer, doing},
-    internal::become_sliver_root,
+    enter::{STARTED, doing},
+    handover::answer,
 };
 
 /// A socket to make.
@@ -63,12 +62,8 @@ impl Drop for Helper {
     }
 }
 
-/// The helper's life once it is in the sliver's control group. It stays in the node's PID namespace, where the sliver cannot
-/// see it.
-pub(crate) fn make(control: &UnixStream, first: BorrowedFd<'_>, wish: &Wish) -> io::Result<ExitCode> {
-    let name_spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
-    doing("joining the namespaces", rustix::thread::move_into_thread_name_spaces(first, name_spaces))?;
-    doing("becoming root of the sliver", become_sliver_root())?;
+/// What a session does for it.
+pub(crate) fn make(control: &UnixStream, wish: &Wish) -> io::Result<()> {
     let family = match wish {
         Wish::Tcp4 => AddressFamily::INET,
         Wish::Tcp6 => AddressFamily::INET6,
@@ -76,12 +71,11 @@ pub(crate) fn make(control: &UnixStream, first: BorrowedFd<'_>, wish: &Wish) -> 
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = doing("making a socket", rustix::net::socket_with(family, SocketType::STREAM, flags, None))?;
-    answer(control, STARTED, Some(socket.as_fd()))?;
-    Ok(ExitCode::SUCCESS)
+    answer(control, STARTED, Some(socket.as_fd()))
 }
 
 /// Listens at `path`, and removes it when whoever asked for it is gone.
-fn listen(control: &UnixStream, path: &Path) -> io::Result<ExitCode> {
+fn listen(control: &UnixStream, path: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     doing("making a folder", fs::DirBuilder::new().mode(0o700).create(folder))?;
     let clean = || {
@@ -99,5 +93,5 @@ fn listen(control: &UnixStream, path: &Path) -> io::Result<ExitCode> {
     let gone = rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, None));
     clean();
     gone?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

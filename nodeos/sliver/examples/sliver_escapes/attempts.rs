@@ -47,6 +47,11 @@ sub get { my ($path) = @_;
     my $f; verdict("reading $path", sysopen($f, $path, 0) && sysread($f, my $b, 64)) }
 sub slurp { open(my $f, "<", $_[0]) or return ""; local $/; <$f> }
 sub hold { print "took ", shift, "\nholding\n"; $SIG{HUP} = "DEFAULT"; alarm 0; sleep 1000; }
+sub name { pack("S a*", 1, $_[0]) }
+sub listener { my ($type, $name) = @_; socket(my $s, 1, $type, 0); bind($s, name($name)) or die "binding: $!";
+    listen($s, 9) if $type == 1; push @listeners, $s }
+sub reach { my ($what, $type, $name) = @_; socket(my $s, 1, $type, 0);
+    verdict($what, $type == 1 ? connect($s, name($name)) : defined send($s, "x", 0, name($name))) }
 sub child { my $code = shift; my $pid = fork; defined $pid or return verdict("forking", 0);
     if (!$pid) { $code->(); exit 0 } waitpid $pid, 0; }
 "#;
@@ -186,6 +191,31 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"$SIG{TERM} = "IGNORE"; kill "KILL", grep { $_ != $$ } 2 .. 5000; kill "TERM", -1; kill "KILL", 1; print "refused to be told apart\n""#,
         proof: NeighbourLives,
         control: false,
+    },
+    Attempt {
+        name: "first-process-door",
+        tries: "takes descriptors of the first process and of its session",
+        program: r#"for my $p ($control ? 1 : (1, getppid)) { my $f = syscall(434, $p, 0);
+            for my $n (0 .. 9) { last if $control && $n; call("descriptor $n of $p", 438, $f, $n, 0) } }"#,
+        proof: Refused,
+        control: true,
+    },
+    Attempt {
+        name: "session-memory",
+        tries: "traces its session and looks into it",
+        program: r#"my $p = getppid; call("seizing", 101, 0x4206, $p, 0, 0); get("/proc/$p/maps");
+            verdict("listing its descriptors", opendir(my $d, "/proc/$p/fd")); verdict("its program", sysopen(my $f, "/proc/$p/exe", 0));
+            verdict("opening its memory", sysopen(my $m, "/proc/$p/mem", 2)); put("/proc/$p/oom_score_adj", 500)"#,
+        proof: Refused,
+        control: true,
+    },
+    Attempt {
+        name: "abstract-sockets",
+        tries: "reaches the node's and a neighbour's sockets by names that the network shares",
+        program: r#"for my $who ("node", $control ? () : "neighbour") {
+            reach("the $who by stream", 1, "\0$who-stream"); reach("the $who by datagram", 2, "\0$who-datagram") }"#,
+        proof: Refused,
+        control: true,
     },
     // Mounts and roots.
     Attempt {
@@ -583,11 +613,19 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "all-descriptors",
         tries: "opens files in many processes until it may not",
-        program: r#"for (1 .. 30) { my $p = fork; last unless defined $p; next if $p; my @f; while (sysopen(my $f, "/dev/null", 0)) { push @f, $f } sleep 1000 }
+        program: r#"my $l = "\0" x 16; syscall(97, 7, $l); my ($soft, $hard) = unpack "QQ", $l; syscall(160, 7, pack("QQ", $hard, $hard)); for (1 .. 40) { my $p = fork; last unless defined $p; next if $p; my @f; while (sysopen(my $f, "/dev/null", 0)) { push @f, $f } sleep 1000 }
             select undef, undef, undef, 5; hold("descriptors")"#,
         proof: NeighbourCan(
             r#"my @f; for (1 .. 100) { sysopen(my $f, "/etc/passwd", 0) or die "no file: $!"; push @f, $f } print "can""#,
         ),
+        control: false,
+    },
+    Attempt {
+        name: "all-aio",
+        tries: "queues for asynchronous reads until it may not",
+        program: r#"my $n = 0; for my $size (60000, 1000, 10) { $n += $size while $n < 1000000 && syscall(206, $size, my $id = "\0" x 8) != -1 }
+            hold("$n places, then $!")"#,
+        proof: NeighbourCan(r#"syscall(206, 128, my $id = "\0" x 8) != -1 or die "no queue: $!"; print "can""#),
         control: false,
     },
     Attempt {

@@ -12,7 +12,13 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
-    os::unix::process::CommandExt,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            net::{SocketAddr, UnixDatagram, UnixListener},
+            process::CommandExt,
+        },
+    },
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
     time::{SystemTime, UNIX_EPOCH},
@@ -31,6 +37,10 @@ use support::{fingerprint, prepare, spec};
 
 /// The first argument of [`be_root_of_the_node`].
 const CONTROL: &str = "control";
+/// Abstract sockets of the node: of streams and of datagrams.
+const NODE_SOCKETS: [&str; 2] = ["node-stream", "node-datagram"];
+/// What the neighbour runs all the time.
+const NEIGHBOUR: &str = r#"listener(1, "\0neighbour-stream"); listener(2, "\0neighbour-datagram"); hold("two names")"#;
 /// What the escapist lives in, and its neighbour.
 const ONE: &str = "test_one";
 const TWO: &str = "test_two";
@@ -69,8 +79,12 @@ fn run() -> Result<()> {
     let small = Rspec { mem_limit: 128 << 20, disk_quota: 16 << 20, pids_limit: 60, ..Rspec::default() };
     slivers.create(&spec("test/one", small)?, &image.to_string())?;
     slivers.create(&spec("test/two", Rspec::default())?, &image.to_string())?;
+    // Somebody to be reached by abstract sockets: the node, and the neighbour.
+    let [stream, datagram] = NODE_SOCKETS.map(SocketAddr::from_abstract_name);
+    let _listening = (UnixListener::bind_addr(&stream?)?, UnixDatagram::bind_addr(&datagram?)?);
     let unnoticed = controls(&tree)?;
-    slivers.start(TWO)?;
+    let mut neighbour = slivers.enter(TWO, perl(NEIGHBOUR))?.child;
+    ensure!(listen(&mut neighbour)?.0, "the neighbour does not listen");
     let node = Node { slivers, fingerprint: fingerprint(&tree)?, tree };
 
     let mut escaped = Vec::new();
@@ -83,15 +97,15 @@ fn run() -> Result<()> {
             }
         }
     }
-    let doors = known_openings(&node);
-    println!("open abstract-sockets: {doors:?}");
     let links = links_at_start(&node);
     println!("links in the way of mounts: {links:?}");
     let life = ordinary_life(&node);
     println!("ordinary life: {life:?}");
-    doors.context("known openings")?;
+    let sessions = sessions_meet(&node);
+    println!("sessions of one sliver: {sessions:?}");
     links.context("links in the way of mounts")?;
     life.context("ordinary life")?;
+    sessions.context("sessions of one sliver")?;
     image_unchanged(&node)?;
     ensure!(unnoticed.is_empty(), "the node's root could not: {unnoticed:?}");
     ensure!(escaped.is_empty(), "escapes: {escaped:?}");
@@ -262,23 +276,6 @@ fn expect(node: &Node, line: &str, code: i32, part: &str) -> Result<()> {
     Ok(())
 }
 
-/// What is known to be open and said to be so in ARCHITECTURE.md: with the network, slivers share the names of abstract sockets,
-/// of which one cannot be a neighbour's. Fails when it is open no more, since it then belongs into the table.
-fn known_openings(node: &Node) -> Result<()> {
-    let listener = r#"my $a = pack("S a*", 1, "\0a-neighbour"); socket(my $s, 1, 1, 0); bind($s, $a) or die $!; listen($s, 1); hold("a name")"#;
-    let mut listening = node.slivers.enter(TWO, perl(listener))?.child;
-    ensure!(listen(&mut listening)?.0, "the neighbour does not listen");
-    let connect =
-        r#"my $a = pack("S a*", 1, "\0a-neighbour"); socket(my $s, 1, 1, 0); verdict("connecting", connect($s, $a))"#;
-    let mut connecting = node.slivers.enter(ONE, perl(connect))?.child;
-    let (_, lines) = listen(&mut connecting)?;
-    connecting.wait()?;
-    listening.kill()?;
-    listening.wait()?;
-    ensure!(lines == ["DONE connecting"], "{lines:?}");
-    Ok(())
-}
-
 /// Links where the node mounts and writes when a sliver starts lead nowhere outside.
 fn links_at_start(node: &Node) -> Result<()> {
     let before = state()?;
@@ -320,6 +317,24 @@ fn ordinary_life(node: &Node) -> Result<()> {
     expect(node, "kill -0 1; sleep 5 & kill $! && wait $!; echo $?", 0, "143")?;
     expect(node, "getent passwd ann; ls -l /proc/self/fd | cat", 0, "/home/ann")?;
     terminal(node)
+}
+
+/// Sessions of one sliver are one system: they signal, trace and reach each other.
+fn sessions_meet(node: &Node) -> Result<()> {
+    let mut one = node.slivers.enter(ONE, perl(r#"listener(1, "\0mine"); hold($$)"#))?.child;
+    let (holds, lines) = listen(&mut one)?;
+    let process = lines.first().and_then(|line| line.strip_prefix("took ")).context("no process number")?.to_owned();
+    ensure!(holds, "{lines:?}");
+    let program = format!(
+        r#"reach("abstract socket", 1, "\0mine"); verdict("signal", kill 0, {process}); call("seizing", 101, 0x4206, {process}, 0, 0)"#
+    );
+    let mut other = node.slivers.enter(ONE, perl(&program))?.child;
+    let (_, lines) = listen(&mut other)?;
+    ensure!(other.wait()?.success() && lines.len() == 3, "{lines:?}");
+    ensure!(lines.iter().all(|line| line.starts_with("DONE ")), "{lines:?}");
+    one.kill()?;
+    one.wait()?;
+    Ok(())
 }
 
 fn terminal(node: &Node) -> Result<()> {

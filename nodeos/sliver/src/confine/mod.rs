@@ -1,28 +1,30 @@
 //! What a sliver's processes may ask of the kernel, beyond what their namespaces already withhold: which capabilities their
-//! root keeps, and which system calls are refused to all of them.
+//! root keeps, which system calls are refused to all of them, and whom they reach by names that know no namespace.
 //!
-//! Both are tables with a reason in each row. They are applied by whoever becomes the sliver's root, so to the first process
-//! and to every session, and nothing inside can take them back. `no_new_privs` is not set: `su`, `sudo` and `passwd` are
+//! The first two are tables with a reason in each row. All is applied by the first process, of which the others descend, and
+//! nothing inside can take it back. `no_new_privs` is not set: `su`, `sudo` and `passwd` are
 //! setuid programs, and a sliver is a whole system with users. A setuid program gains no more than the sliver's root has.
 
 mod calls;
 mod capabilities;
 mod filter;
+mod scope;
 
 use std::io;
 
 use orrery_sys::seccomp;
 use rustix::thread;
 
-/// Gives up all capabilities but those of the table, of this process and of everything it will execute, and installs the
-/// filter. To be called with `CAP_SYS_ADMIN` in the sliver's user namespace; it is gone afterwards.
+/// Gives up all capabilities but those of the table, of this process and of everything it will execute, and makes the sliver's
+/// Landlock domain and filter. To be called with `CAP_SYS_ADMIN` in the sliver's user namespace; it is gone afterwards.
 ///
 /// # Errors
 /// When the kernel refuses a part. The process must not go on then.
 pub(crate) fn confine() -> io::Result<()> {
     let kept = capabilities::kept();
     capabilities::bound(kept)?;
-    // Before the capability that allows to install it goes.
+    // Before the capability that these two need goes.
+    scope::enter().map_err(io::Error::other)?;
     for program in filter::programs().map_err(io::Error::other)? {
         seccomp::install(&program)?;
     }

@@ -1,0 +1,76 @@
+//! A sliver's first process once it runs: it forks a session for whoever knocks, and lets the kernel reap.
+//!
+//! Sessions are its children and not the node's, since only what is forked inside is in the sliver's Landlock domain, which nobody
+//! joins. All other confinement comes with it: a session is confined from its first instruction on.
+//!
+//! Its door is a pair of sockets of which it has both ends, so that no path and no name leads there: to knock takes a duplicate of
+//! one end, and that the right to trace this process, which nothing inside has. It keeps nothing about sessions and waits for
+//! nobody: what it hears is whole with one message.
+
+use std::{
+    convert::Infallible,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use orrery_sys::{
+    descriptor,
+    namespace::{self, Fork, fork},
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType},
+    process::PidfdGetfdFlags,
+};
+
+use crate::{
+    handover::{receive, send},
+    session,
+};
+
+/// Where the first process has the end of its door to knock at. The end it listens at is before that.
+const KNOCKER: i32 = 4;
+
+/// The first process's life, once it is confined. It closes all descriptors it had.
+pub(crate) fn serve() -> io::Result<Infallible> {
+    namespace::ignore_children()?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (listener, knocker) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    drop(null);
+    let door = descriptor::keep_only([listener, knocker])?;
+    loop {
+        // Whoever is not heard finds the connection closed.
+        let Ok((_, mut connections)) = receive(&door[0], &mut [0]) else { continue };
+        let Some(connection) = connections.pop().map(UnixStream::from) else { continue };
+        match fork() {
+            Ok(Fork::Parent(_)) => {}
+            Ok(Fork::Child) => {
+                drop(door);
+                session::run(connection);
+                std::process::exit(0)
+            }
+            Err(error) => {
+                let text = format!("forking: {error}");
+                let _ = send(&connection, text.as_bytes(), &[], SendFlags::DONTWAIT);
+            }
+        }
+    }
+}
+
+/// Has the first process fork a session, which gets one end of a connection. Returns the other.
+///
+/// # Errors
+/// When this process may not trace that one, or too many are waiting there already.
+pub(crate) fn knock(first: BorrowedFd<'_>) -> io::Result<UnixStream> {
+    let door = rustix::process::pidfd_getfd(first, KNOCKER, PidfdGetfdFlags::empty())?;
+    let (ours, theirs) = UnixStream::pair()?;
+    send(&door, &[0], &[theirs.as_fd()], SendFlags::DONTWAIT)?;
+    Ok(ours)
+}

@@ -1,0 +1,197 @@
+//! A session: a process that the sliver's first forked for a command, or for a socket.
+//!
+//! It is inside in every respect, and confined. What it works with it is given: a command's standard descriptors, the control group of
+//! the session, the connection to whoever asked. It forks the command, lasts as long, and tells how that ended; when whoever waits
+//! for that is gone, the session ends, and the command is sent SIGHUP.
+
+use std::{
+    convert::Infallible,
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    process,
+};
+
+use orrery_sys::namespace::{self, Fork, fork};
+use rustix::{
+    event::{PollFd, PollFlags},
+    fs::{Mode, OFlags, ResolveFlags},
+    net::SendFlags,
+    process::{Pid, PidfdFlags, Signal, WaitOptions},
+    pty::OpenptFlags,
+    termios::Winsize,
+};
+
+use crate::{
+    enter::{Command, Pty, Run, STARTED, Task, doing},
+    handover::{answer, receive, send},
+    socket,
+};
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a session is given beside its task.
+pub(crate) struct Surroundings<Descriptor> {
+    pub(crate) stdio: [Descriptor; 3],
+    /// The `cgroup.procs` of its leaf, opened by somebody who may move processes there.
+    pub(crate) leaf: Descriptor,
+    /// Where whoever asked for the session hears of it.
+    pub(crate) control: Descriptor,
+}
+
+/// Gives a session all it needs.
+pub(crate) fn tell(mut session: &UnixStream, given: Surroundings<BorrowedFd<'_>>, task: &Task) -> io::Result<()> {
+    let [stdin, stdout, stderr] = given.stdio;
+    send(session, &[0], &[stdin, stdout, stderr, given.leaf, given.control], SendFlags::empty())?;
+    session.write_all(&serde_json::to_vec(task)?)?;
+    session.shutdown(std::net::Shutdown::Write)
+}
+
+fn hear(session: &UnixStream) -> io::Result<Surroundings<OwnedFd>> {
+    let (_, descriptors) = receive(session, &mut [0])?;
+    let [stdin, stdout, stderr, leaf, control] =
+        descriptors.try_into().map_err(|_| io::Error::other("descriptors are missing"))?;
+    Ok(Surroundings { stdio: [stdin, stdout, stderr], leaf, control })
+}
+
+/// How a command ended, as its session tells.
+pub(crate) fn end(session: &UnixStream) -> io::Result<u8> {
+    let mut text = [0; 1024];
+    let (length, _) = receive(session, &mut text)?;
+    match &text[..length] {
+        // The session was killed.
+        [] => Ok(128 + Signal::KILL.as_raw() as u8),
+        [code] => Ok(*code),
+        // The first process could not fork.
+        error => Err(io::Error::other(String::from_utf8_lossy(error).into_owned())),
+    }
+}
+
+/// The whole life of a session.
+pub(crate) fn run(session: UnixStream) {
+    // Not that of the first process, for `ps`.
+    let _ = rustix::thread::set_name(c"session");
+    let Ok(Surroundings { stdio, leaf, control }) = hear(&session) else { return };
+    let control = UnixStream::from(control);
+    if let Err(error) = work(session, stdio, leaf, &control) {
+        let _ = answer(&control, error.to_string().as_bytes(), None);
+    }
+}
+
+fn work(mut session: UnixStream, stdio: [OwnedFd; 3], leaf: OwnedFd, control: &UnixStream) -> io::Result<()> {
+    doing("joining the control group", rustix::io::write(leaf, b"0"))?;
+    let mut text = Vec::new();
+    session.read_to_end(&mut text)?;
+    let command = match serde_json::from_slice(&text)? {
+        Task::Socket(wish) => {
+            socket::make(control, &wish)?;
+            let _ = session.write_all(&[0]);
+            return Ok(());
+        }
+        Task::Command(command) => command,
+    };
+    namespace::heed_children()?;
+    match doing("forking", fork())? {
+        Fork::Parent(child) => {
+            // So that no pipe is held open here when the command is gone.
+            drop(stdio);
+            wait(&session, child)
+        }
+        Fork::Child => {
+            drop(session);
+            match become_command(control, stdio, command)? {}
+        }
+    }
+}
+
+/// Waits for the command's end and tells of it, or until nobody would hear.
+fn wait(mut session: &UnixStream, child: Pid) -> io::Result<()> {
+    let command = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
+    // The other side has said all it had to say; that it is gone altogether is a hang-up.
+    let mut events = [PollFd::new(&command, PollFlags::IN), PollFd::new(session, PollFlags::empty())];
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut events, None))?;
+    if !events[0].revents().contains(PollFlags::IN) {
+        return Ok(());
+    }
+    let status = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(child), WaitOptions::empty()))?;
+    let code = status.and_then(|(_, status)| {
+        status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+    });
+    let _ = session.write_all(&[code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)]);
+    Ok(())
+}
+
+/// Opens a terminal of the sliver's own, and makes it standard input, output and error. Returns the master side.
+fn make_terminal(pty: &Pty) -> io::Result<OwnedFd> {
+    // Not by way of /dev/ptmx, which is a link that the sliver may change. The file system at /dev/pts it cannot.
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let master = rustix::fs::openat2(
+        &root,
+        "dev/pts/ptmx",
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    )?;
+    rustix::pty::unlockpt(&master)?;
+    let size = Winsize { ws_row: pty.rows, ws_col: pty.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&master, size)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    rustix::process::ioctl_tiocsctty(&slave)?;
+    rustix::stdio::dup2_stdin(&slave)?;
+    rustix::stdio::dup2_stdout(&slave)?;
+    rustix::stdio::dup2_stderr(&slave)?;
+    Ok(master)
+}
+
+/// Everything between the fork and the command.
+fn become_command(
+    control: &UnixStream,
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    order: Command,
+) -> io::Result<Infallible> {
+    doing("tying the command to its session", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
+    doing("leading a session", rustix::process::setsid())?;
+    doing("taking standard input", rustix::stdio::dup2_stdin(&stdin))?;
+    doing("taking standard output", rustix::stdio::dup2_stdout(&stdout))?;
+    doing("taking standard error", rustix::stdio::dup2_stderr(&stderr))?;
+    drop((stdin, stdout, stderr));
+    let master = order.pty.as_ref().map(|pty| doing("making a terminal", make_terminal(pty))).transpose()?;
+
+    let home = if fs::metadata("/root").is_ok_and(|m| m.is_dir()) { "/root" } else { "/" };
+    if order.directory.as_ref().is_none_or(|d| std::env::set_current_dir(d).is_err()) {
+        doing("changing to the home directory", std::env::set_current_dir(home))?;
+    }
+    let shell = if fs::metadata("/bin/bash").is_ok() { "/bin/bash" } else { "/bin/sh" };
+    let mut command = match &order.run {
+        Run::Shell => {
+            let mut command = process::Command::new(shell);
+            command.arg0(if shell.ends_with("bash") { "-bash" } else { "-sh" });
+            command
+        }
+        Run::Command(line) => {
+            let mut command = process::Command::new(shell);
+            command.arg("-c").arg(line);
+            command
+        }
+        Run::Program(words) => {
+            let (program, arguments) = words.split_first().ok_or_else(|| io::Error::other("an empty command"))?;
+            let mut command = process::Command::new(program);
+            command.args(arguments);
+            command
+        }
+    };
+    command.env_clear();
+    command.envs([("HOME", home), ("USER", "root"), ("LOGNAME", "root"), ("SHELL", shell), ("PATH", PATH)]);
+    command.envs(order.environment);
+    if let Some(pty) = &order.pty {
+        command.env("TERM", &pty.term);
+    }
+    doing("answering", answer(control, STARTED, master.as_ref().map(AsFd::as_fd)))?;
+    let error = command.exec();
+    // Whoever entered is told as a shell would tell, and knows already that it is there.
+    let _ = writeln!(io::stderr(), "{}: {error}", command.get_program().to_string_lossy());
+    std::process::exit(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+}
