@@ -127,6 +127,11 @@ impl Driver {
     fn approach(&mut self, hit: Hit) -> Result<()> {
         let (starting, part) = (self.random.below(5) == 0, self.random.fraction());
         let mut operations = self.random.below(8);
+        // Of what can be interrupted, the most there is to go wrong in.
+        let target = match hit {
+            Hit::Gate => [Lane::Session, Lane::OtherSession, Lane::Session],
+            Hit::Manager | Hit::Node | Hit::Power => [Lane::Wishes, Lane::Wishes, Lane::Store],
+        }[self.random.below(3)];
         if starting && self.processes.len() < 2 {
             self.start()?;
             return self.wait_until(Instant::now() + self.start_took.mul_f64(part));
@@ -134,7 +139,7 @@ impl Driver {
         self.settle()?;
         loop {
             let (lane, name) = self.begin_one()?;
-            if operations == 0 && hit.ends(lane.role()) {
+            if operations == 0 && lane == target {
                 let usual = self.took.get(name).copied().unwrap_or(TYPICAL);
                 // What follows right after an acknowledgement is included.
                 return self.work(Instant::now() + usual.mul_f64(1.2 * part));
