@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
-    process::{ExitCode, Stdio},
+    process::{Child, ExitCode, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -30,6 +30,7 @@ use crate::{
     paths,
     plan::Existing,
     reconcile::Host,
+    supervisor::Supervisor,
 };
 
 /// How large an image may be when unpacked, in bytes: far above any real one, and a bound on what a broken one fills.
@@ -47,7 +48,8 @@ pub fn run_inside(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode>
 /// This machine's slivers and images.
 #[derive(Debug)]
 pub struct LinuxHost {
-    slivers: Slivers,
+    slivers: Arc<Slivers>,
+    supervisor: Arc<Supervisor>,
     store: Store,
     central: Arc<Central>,
 }
@@ -59,9 +61,21 @@ impl LinuxHost {
     /// When this kernel or the data partition does not do.
     pub fn open(central: Arc<Central>) -> Result<Self> {
         prepare_node(Path::new(SLIVERS_CGROUP)).context("setting the kernel up for slivers")?;
-        let slivers = Slivers::open(SliverPaths::default()).context("opening the slivers")?;
+        let slivers = Arc::new(Slivers::open(SliverPaths::default()).context("opening the slivers")?);
+        let supervisor = Arc::new(Supervisor::new(slivers.clone()).context("watching the slivers")?);
         let store = Store::open(Path::new(paths::DATA)).context("opening the image store")?;
-        Ok(Self { slivers, store, central })
+        Ok(Self { slivers, supervisor, store, central })
+    }
+
+    /// Keeps what slivers run by themselves running, for ever.
+    pub fn supervise(&self) -> ! {
+        self.supervisor.run()
+    }
+
+    /// After something was done to a sliver.
+    fn changed<T>(&self, login: &str, outcome: Result<T>) -> Result<T> {
+        self.supervisor.changed(login);
+        outcome
     }
 
     /// Unpacks an image that is on the disk already, so that the first sliver need not wait for it. Failing does no harm: it is
@@ -84,7 +98,9 @@ impl LinuxHost {
             });
             let activity = |record: Record| {
                 let login = record.login();
-                self.slivers.activity(&login).map(|activity| (login, activity))
+                // A service that is about to be started again takes no time.
+                let used = self.supervisor.holds(&login);
+                self.slivers.activity(&login).filter(|_| !used).map(|activity| (login, activity))
             };
             for (login, activity) in watch.look(Instant::now(), records.into_iter().filter_map(activity).collect()) {
                 match self.slivers.stop_unused(&login, activity) {
@@ -118,7 +134,7 @@ impl LinuxHost {
             }
             Err(e) => (Outcome::Failed, format!("image {name}: {e:#}")),
         };
-        record("image-import", outcome, message, took);
+        report("image-import", outcome, message, took);
         imported.map(drop)
     }
 
@@ -136,6 +152,7 @@ impl Host for Arc<LinuxHost> {
             image: record.image.parse().unwrap_or(record.spec.image.content.sha256),
             slice: record.spec.slice,
             rspec: record.spec.rspec,
+            startup: record.spec.startup,
             life: record.spec.life,
         });
         Ok(existing.collect())
@@ -147,7 +164,9 @@ impl Host for Arc<LinuxHost> {
         self.slivers.create(spec, &spec.image.content.sha256.to_string()).context("creating")?;
         // A sliver that cannot start is none. There is nothing in it yet that could be lost. One that can has no process before
         // its first login.
-        let Err(e) = self.slivers.start(&login).and_then(|()| self.slivers.stop(&login)) else { return Ok(()) };
+        let Err(e) = self.slivers.start(&login).and_then(|()| self.slivers.stop(&login)) else {
+            return self.changed(&login, Ok(()));
+        };
         let error = anyhow::Error::new(e).context("starting");
         match self.slivers.destroy(&login) {
             Ok(()) => Err(error),
@@ -156,29 +175,36 @@ impl Host for Arc<LinuxHost> {
     }
 
     fn update(&self, spec: &SliverSpec) -> Result<()> {
-        self.slivers.apply_limits(&spec.slice.login(), spec.rspec).context("setting limits")
+        let login = spec.slice.login();
+        self.slivers.apply_limits(&login, spec.rspec).context("setting limits")?;
+        let set = self.slivers.set_startup(&login, spec.startup.clone());
+        self.changed(&login, set.context("noting what runs by itself"))
     }
 
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
-        self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
+        let login = slice.login();
+        self.changed(&login, self.slivers.set_suspended(&login, reason).context("freezing or thawing"))
     }
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {
         // Before anything is discarded.
         self.ensure_image(&spec.image.name, &spec.image.content)?;
-        self.slivers.reset(spec, &spec.image.content.sha256.to_string()).context("discarding its data")
+        let (login, tree) = (spec.slice.login(), spec.image.content.sha256.to_string());
+        self.changed(&login, self.slivers.reset(spec, &tree).context("discarding its data"))
     }
 
     fn restart(&self, slice: &SliceName, number: u64) -> Result<()> {
-        self.slivers.restart(&slice.login(), number).context("stopping")
+        let login = slice.login();
+        self.changed(&login, self.slivers.restart(&login, number).context("stopping"))
     }
 
     fn destroy(&self, slice: &SliceName) -> Result<()> {
-        self.slivers.destroy(&slice.login()).context("destroying")
+        let login = slice.login();
+        self.changed(&login, self.slivers.destroy(&login).context("destroying"))
     }
 
     fn tell(&self, outcome: Outcome, message: String, took: Duration) {
-        record("sliver", outcome, message, took);
+        report("sliver", outcome, message, took);
     }
 }
 
@@ -219,7 +245,7 @@ impl Entrance for Door {
             columns: pty.size.columns,
         });
         let stdio = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
-        let wish = EnterRequest { run, environment, directory: None, pty, stdio };
+        let wish = EnterRequest { run, environment, directory: None, user: None, pty, stdio };
         let Entered { mut child, pty } = self.slivers.enter(&slice.login(), wish).map_err(chained)?;
         let io = match pty {
             Some(master) => {
@@ -229,16 +255,15 @@ impl Entrance for Door {
                 }
                 SessionIo::Pty(master)
             }
-            None => {
-                let lost = || io::Error::other("a pipe that was asked for is missing");
-                SessionIo::Pipes {
-                    stdin: child.stdin.take().ok_or_else(lost)?.into(),
-                    stdout: child.stdout.take().ok_or_else(lost)?.into(),
-                    stderr: child.stderr.take().ok_or_else(lost)?.into(),
-                }
-            }
+            None => pipes(&mut child)?,
         };
         Ok(Session { io, process: Process::adopt(child)? })
+    }
+
+    fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session> {
+        let stdio = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
+        let mut child = self.slivers.print_log(&slice.login(), follow, stdio).map_err(chained)?;
+        Ok(Session { io: pipes(&mut child)?, process: Process::adopt(child)? })
     }
 
     fn network(&self, slice: &SliceName) -> Arc<dyn Network> {
@@ -274,6 +299,16 @@ impl Network for SliverNetwork {
     }
 }
 
+/// The ends of a child's three pipes.
+fn pipes(child: &mut Child) -> io::Result<SessionIo> {
+    let lost = || io::Error::other("a pipe that was asked for is missing");
+    Ok(SessionIo::Pipes {
+        stdin: child.stdin.take().ok_or_else(lost)?.into(),
+        stdout: child.stdout.take().ok_or_else(lost)?.into(),
+        stderr: child.stderr.take().ok_or_else(lost)?.into(),
+    })
+}
+
 /// An error with its causes, for somebody who sees only its text.
 fn chained(error: impl Into<anyhow::Error>) -> io::Error {
     io::Error::other(format!("{:#}", error.into()))
@@ -285,7 +320,7 @@ fn archive(image: &ArtifactRef) -> std::path::PathBuf {
 }
 
 /// Shows and reports what became of something.
-fn record(stage: &str, outcome: Outcome, message: String, took: Duration) {
+pub(crate) fn report(stage: &str, outcome: Outcome, message: String, took: Duration) {
     println!("orrery[node] {message} ({:.3}s)", took.as_secs_f64());
     let class = (outcome == Outcome::Failed).then_some(stage);
     events::append(stage, outcome, class, message, took.as_millis() as u64);

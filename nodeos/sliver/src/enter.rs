@@ -34,6 +34,7 @@ use crate::{
     error::SliverError,
     internal::{ENTER, become_sliver_root, helper_command},
     socket::{self, Helper, Made, Wish},
+    user::Identity,
 };
 
 /// How long the way into a sliver may take. The sliver's root can stop a process on it.
@@ -76,8 +77,10 @@ pub struct EnterRequest {
     pub run: Run,
     /// Variables besides HOME, USER, LOGNAME, SHELL, PATH and TERM.
     pub environment: Vec<(String, String)>,
-    /// The directory to start in; `/root` if there is none.
+    /// The directory to start in; the user's home if there is none.
     pub directory: Option<String>,
+    /// Who runs it, as `user` or `user:group`, each by the name or number it has inside; root if there is none.
+    pub user: Option<String>,
     /// With a terminal, standard input, output and error are that.
     pub pty: Option<Pty>,
     /// Standard input, output and error otherwise.
@@ -117,6 +120,7 @@ struct Command {
     run: Run,
     environment: Vec<(String, String)>,
     directory: Option<String>,
+    user: Option<String>,
     pty: Option<Pty>,
 }
 
@@ -130,9 +134,9 @@ pub(crate) struct Entering {
 
 /// Runs the helper for a command until it is in the control group `leaf`.
 pub(crate) fn begin(login: &str, first: Pid, leaf: PathBuf, request: EnterRequest) -> Result<Entering, SliverError> {
-    let EnterRequest { run, environment, directory, pty, stdio } = request;
+    let EnterRequest { run, environment, directory, user, pty, stdio } = request;
     let stdio = if pty.is_some() { [Stdio::null(), Stdio::null(), Stdio::null()] } else { stdio };
-    begin_task(login, first, leaf, Task::Command(Command { run, environment, directory, pty }), stdio)
+    begin_task(login, first, leaf, Task::Command(Command { run, environment, directory, user, pty }), stdio)
 }
 
 /// Runs the helper for a socket until it is in the control group `leaf`.
@@ -355,7 +359,9 @@ fn become_command(control: &UnixStream, order: Command) -> io::Result<std::conve
     doing("tying the command to its helper", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
     let master = order.pty.as_ref().map(|pty| doing("making a terminal", make_terminal(pty))).transpose()?;
 
-    let home = if fs::metadata("/root").is_ok_and(|m| m.is_dir()) { "/root" } else { "/" };
+    let user = order.user.as_deref().map(Identity::find).transpose()?;
+    let home = user.as_ref().map_or("/root", |user| &user.home);
+    let home = if fs::metadata(home).is_ok_and(|m| m.is_dir()) { home } else { "/" };
     if order.directory.as_ref().is_none_or(|d| std::env::set_current_dir(d).is_err()) {
         doing("changing to the home directory", std::env::set_current_dir(home))?;
     }
@@ -379,10 +385,15 @@ fn become_command(control: &UnixStream, order: Command) -> io::Result<std::conve
         }
     };
     command.env_clear();
-    command.envs([("HOME", home), ("USER", "root"), ("LOGNAME", "root"), ("SHELL", shell), ("PATH", PATH)]);
+    let name = user.as_ref().map_or("root", |user| &user.name);
+    command.envs([("HOME", home), ("USER", name), ("LOGNAME", name), ("SHELL", shell), ("PATH", PATH)]);
     command.envs(order.environment);
     if let Some(pty) = &order.pty {
         command.env("TERM", &pty.term);
+    }
+    if let Some(user) = &user {
+        doing("becoming the user", user.assume())?;
+        doing("tying the command to its helper", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
     }
     doing("answering", answer(control, STARTED, master.as_ref().map(AsFd::as_fd)))?;
     let error = command.exec();
