@@ -1,4 +1,8 @@
-//! `orrery slice`: slices, their keys, limits and nodes.
+//! `orrery slice`: slices, their keys, limits and nodes, and what runs in their slivers.
+
+pub(crate) mod connect;
+mod copy;
+mod exec;
 
 use std::path::PathBuf;
 
@@ -94,6 +98,13 @@ pub(crate) enum Slice {
         #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
         nodes: Vec<String>,
     },
+    /// Run a command in slivers. On one node, input and output are the command's and so is the exit status; on several, each line
+    /// has its node before it, and the exit status is the greatest.
+    Exec(exec::Exec),
+    /// Log into a sliver.
+    Shell(exec::Shell),
+    /// Copy files into a sliver or out of it.
+    Cp(copy::Copy),
     /// List all slices.
     List,
     /// Show a slice.
@@ -165,6 +176,9 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
         }
         Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
         Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
+        Slice::Exec(exec) => exec.run(context),
+        Slice::Shell(shell) => shell.run(context),
+        Slice::Cp(copy) => copy.run(context),
         Slice::List => {
             let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
             context.print(&slices, |slices| list(slices))
