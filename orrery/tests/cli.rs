@@ -18,8 +18,8 @@ use std::{
 use orrery_central::{InitOptions, Server, init};
 use orrery_protocol::{
     ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, LogBatch,
-    MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, RunLevel,
-    ScriptContext, ScriptKind, WantedState,
+    MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, Restart, RunLevel,
+    ScriptContext, ScriptKind, Service, Startup, WantedState,
 };
 use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, parse_key, serve_blocking};
 use orrery_transport::{Client, Identity, Method, Resolver};
@@ -137,7 +137,9 @@ fn from_nothing_to_a_served_install_script() {
     ok("script new --kind install --release release/manifest.signed --node * --serial 3 --expires 30d --out i.json");
     ok("script sign --key release.key --out i.signed i.json");
     ok("script publish i.signed");
-    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --node n1");
+    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --node n1 --service");
+    fs::write(folder.join("init.sh"), "#!/bin/sh\n").unwrap();
+    ok("slice set demo/one --initscript init.sh --service-restart on-failure");
 
     // What the node makes of it.
     let text = fs::read_to_string(folder.join("n1.toml")).unwrap();
@@ -157,6 +159,11 @@ fn from_nothing_to_a_served_install_script() {
     assert_eq!((script.kind, script.serial), (ScriptKind::Install, 3));
     let wanted: WantedState = node.get("/v1/node/wanted").unwrap();
     assert_eq!(wanted.slivers[0].rspec.mem_limit, 64 << 20);
+    let service = Service { command: Vec::new(), restart: Restart::OnFailure };
+    let startup = Startup { initscript: Some("#!/bin/sh\n".into()), service: Some(service) };
+    assert_eq!(wanted.slivers[0].startup, startup);
+    ok("slice set demo/one --no-initscript --no-service");
+    assert_eq!(ok("slice show demo/one")["startup"], json!({}));
 
     // What the operator sees, and what is refused.
     assert_eq!(ok("node show n1")["run_level"], "installing");
@@ -172,6 +179,8 @@ fn from_nothing_to_a_served_install_script() {
     assert!(!folder.join("again.toml").exists());
     refused("node add n2 --out n1.toml --release-key release.key.pub", 1);
     refused("slice add demo/one --key user.pub", 1);
+    refused("slice set demo/one --service-restart no", 1);
+    refused("slice set demo/one --service --service-run x", 2);
     refused("keys new --out release.key", 1);
     refused("script publish i.json", 1);
     refused("node add n3", 2);
