@@ -18,6 +18,7 @@ mod reproducible;
 mod rollout;
 mod rotation;
 mod safe;
+mod service;
 mod trust;
 mod upgrade;
 
@@ -111,7 +112,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::fast("sliver-limits", limits::limits),
     Scenario::full("own-image", image::own),
     Scenario::full("sliver-login", login::login),
+    Scenario::full("sliver-service", service::service),
     Scenario::full("sliver-machinery", machinery::machinery),
+    Scenario::full("sliver-programs", machinery::programs),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
