@@ -72,12 +72,6 @@ impl LinuxHost {
         self.supervisor.run()
     }
 
-    /// After something was done to a sliver.
-    fn changed<T>(&self, login: &str, outcome: Result<T>) -> Result<T> {
-        self.supervisor.changed(login);
-        outcome
-    }
-
     /// Unpacks an image that is on the disk already, so that the first sliver need not wait for it. Failing does no harm: it is
     /// tried again when the image is needed.
     pub fn unpack_ahead(&self, name: &str, image: &ArtifactRef) {
@@ -161,12 +155,11 @@ impl Host for Arc<LinuxHost> {
     fn create(&self, spec: &SliverSpec) -> Result<()> {
         self.ensure_image(&spec.image.name, &spec.image.content)?;
         let login = spec.slice.login();
+        let _apart = self.supervisor.apart(&login);
         self.slivers.create(spec, &spec.image.content.sha256.to_string()).context("creating")?;
         // A sliver that cannot start is none. There is nothing in it yet that could be lost. One that can has no process before
         // its first login.
-        let Err(e) = self.slivers.start(&login).and_then(|()| self.slivers.stop(&login)) else {
-            return self.changed(&login, Ok(()));
-        };
+        let Err(e) = self.slivers.start(&login).and_then(|()| self.slivers.stop(&login)) else { return Ok(()) };
         let error = anyhow::Error::new(e).context("starting");
         match self.slivers.destroy(&login) {
             Ok(()) => Err(error),
@@ -176,31 +169,31 @@ impl Host for Arc<LinuxHost> {
 
     fn update(&self, spec: &SliverSpec) -> Result<()> {
         let login = spec.slice.login();
+        let _apart = self.supervisor.apart(&login);
         self.slivers.apply_limits(&login, spec.rspec).context("setting limits")?;
-        let set = self.slivers.set_startup(&login, spec.startup.clone());
-        self.changed(&login, set.context("noting what runs by itself"))
+        self.slivers.set_startup(&login, spec.startup.clone()).context("noting what runs by itself")
     }
 
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
-        let login = slice.login();
-        self.changed(&login, self.slivers.set_suspended(&login, reason).context("freezing or thawing"))
+        let _apart = self.supervisor.apart(&slice.login());
+        self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
     }
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {
         // Before anything is discarded.
         self.ensure_image(&spec.image.name, &spec.image.content)?;
-        let (login, tree) = (spec.slice.login(), spec.image.content.sha256.to_string());
-        self.changed(&login, self.slivers.reset(spec, &tree).context("discarding its data"))
+        let _apart = self.supervisor.apart(&spec.slice.login());
+        self.slivers.reset(spec, &spec.image.content.sha256.to_string()).context("discarding its data")
     }
 
     fn restart(&self, slice: &SliceName, number: u64) -> Result<()> {
-        let login = slice.login();
-        self.changed(&login, self.slivers.restart(&login, number).context("stopping"))
+        let _apart = self.supervisor.apart(&slice.login());
+        self.slivers.restart(&slice.login(), number).context("stopping")
     }
 
     fn destroy(&self, slice: &SliceName) -> Result<()> {
-        let login = slice.login();
-        self.changed(&login, self.slivers.destroy(&login).context("destroying"))
+        let _apart = self.supervisor.apart(&slice.login());
+        self.slivers.destroy(&slice.login()).context("destroying")
     }
 
     fn tell(&self, outcome: Outcome, message: String, took: Duration) {

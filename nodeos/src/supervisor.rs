@@ -48,8 +48,27 @@ struct Shared {
     changed: BTreeSet<String>,
     /// Logins of slivers that are in use although nothing may be running in them.
     held: BTreeSet<String>,
-    /// Logins of slivers whose service is being stopped.
-    stopping: BTreeSet<String>,
+    /// How many are at work on a sliver, by login.
+    busy: BTreeMap<String, u32>,
+}
+
+/// That somebody is at work on a sliver.
+#[derive(Debug)]
+pub struct Apart {
+    supervisor: Arc<Supervisor>,
+    login: String,
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let mut shared = self.supervisor.shared();
+        let others = shared.busy.remove(&self.login).unwrap_or_default().saturating_sub(1);
+        if others > 0 {
+            shared.busy.insert(self.login.clone(), others);
+        }
+        drop(shared);
+        self.supervisor.changed(&self.login);
+    }
 }
 
 /// A sliver with programs of its own.
@@ -80,11 +99,19 @@ impl Supervisor {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a sliver looked at: its record changed, or it came to be or to an end.
-    pub fn changed(&self, login: &str) {
+    /// Has a sliver looked at.
+    fn changed(&self, login: &str) {
         self.shared().changed.insert(login.to_owned());
         // A counter that is full wakes just as well.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Leaves a sliver alone as long as what this returns is there: nothing is started in it, and no end of its programs is taken
+    /// for a failure. Then it is looked at.
+    #[must_use]
+    pub fn apart(self: &Arc<Self>, login: &str) -> Apart {
+        *self.shared().busy.entry(login.to_owned()).or_default() += 1;
+        Apart { supervisor: self.clone(), login: login.to_owned() }
     }
 
     /// Whether a sliver is in use although nothing may be running in it.
@@ -151,7 +178,7 @@ impl Supervisor {
         let watched = all.entry(login.to_owned()).or_default();
         watched.look_at = None;
         watched.keepers.clear();
-        if self.shared().stopping.contains(login) {
+        if self.shared().busy.contains_key(login) {
             return;
         }
         // Destroyed ones want nothing.
@@ -233,15 +260,12 @@ impl Supervisor {
                 }
             },
             Step::StopService => {
-                self.shared().stopping.insert(login.to_owned());
+                let (supervisor, apart) = (self.clone(), self.apart(login));
                 // That takes as long as the service likes.
-                let (supervisor, name) = (self.clone(), login.to_owned());
                 thread::spawn(move || {
-                    if let Err(e) = supervisor.slivers.stop_service(&name) {
-                        tracing::warn!("{name}: stopping its service: {:#}", anyhow::Error::from(e));
+                    if let Err(e) = supervisor.slivers.stop_service(&apart.login) {
+                        tracing::warn!("{}: stopping its service: {:#}", apart.login, anyhow::Error::from(e));
                     }
-                    supervisor.shared().stopping.remove(&name);
-                    supervisor.changed(&name);
                 });
             }
         }
