@@ -292,6 +292,8 @@ fn once(bench: &Bench) -> Result<()> {
     })?;
     let up = bench.wait_text("up")?;
     ensure!(given_way == 7 && up.lines().count() == 1, "{up:?}");
+    let memory = fs::read_to_string(format!("/sys/fs/cgroup/slivers/{LOGIN}/keepers/memory.current"))?;
+    println!("    a keeper: {} bytes of memory", memory.trim());
     ensure!(bench.inhabitants("keepers") == 1 && bench.inhabitants("service") == 2, "more than a helper and a service");
     bench.stop()?;
     keepers.iter_mut().try_for_each(|keeper| keeper.wait().map(drop))?;

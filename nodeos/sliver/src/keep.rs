@@ -43,6 +43,8 @@ pub(crate) const KEEPERS: &str = "keepers";
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// How long its keeper may take to write down how that went.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How much of a service's command the log shows, in characters.
+const TITLE: usize = 200;
 /// The most an image's description may have, in bytes.
 const DESCRIPTION_BYTES: u64 = 1 << 20;
 
@@ -160,7 +162,7 @@ impl Program {
                 let mut environment = request.environment;
                 environment.extend(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
                 Ok(Self {
-                    title: command.join(" "),
+                    title: command.join(" ").chars().take(TITLE).collect(),
                     request: EnterRequest {
                         run: Run::Program(command),
                         environment,

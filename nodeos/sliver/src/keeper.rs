@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write},
-    os::{fd::OwnedFd, unix::fs::fchown},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::fchown, process::ExitStatusExt},
+    },
     path::PathBuf,
     process::{Child, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -21,7 +24,7 @@ use rustix::{
 };
 
 use crate::{
-    enter::{self, Entering},
+    enter::{self, EnterRequest, Entering},
     error::{At, SliverError},
     keep::{End, Ended, GRACE, KEEPERS, Kept, Program, Role},
     log::{Log, PAUSE, read_some},
@@ -115,14 +118,13 @@ impl Keeper {
             let directory = slivers.log_directory(login);
             let mut log = Log::open(&directory, role.word()).at("making", &directory)?;
             let opened = File::open(&directory).at("opening", &directory)?;
-            quota::set_project(std::os::fd::AsFd::as_fd(&opened), record.project())
+            quota::set_project(opened.as_fd(), record.project())
                 .map_err(|source| SliverError::Quota { login: login.clone(), source })?;
             // A sliver whose log cannot be written runs all the same.
             let _ = log.note(&format!("starting {}", program.title));
-            let (output, input, stdio) = pipes(&program.input, record.id_base()).map_err(SliverError::Helper)?;
-            let request = enter::EnterRequest { stdio, ..program.request };
+            let (output, stdio) = pipes(&program.input, record.id_base()).map_err(SliverError::Helper)?;
+            let request = EnterRequest { stdio, ..program.request };
             let entering = enter::begin(login, first, leaf, request)?;
-            drop(input);
             Ok(Begun { kept: kept.clone(), entering, output, log })
         });
         match begun {
@@ -148,21 +150,21 @@ fn chain(error: &SliverError) -> String {
     }
 }
 
-/// The reading side of a program's output, what holds its input, and its three streams. The output belongs to the sliver's root, so
-/// that programs may open it again as `/dev/stdout`.
-fn pipes(input: &str, id_base: u32) -> io::Result<(File, Option<OwnedFd>, [Stdio; 3])> {
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK)?;
+/// The reading side of a program's output, and the program's three streams. The output belongs to the sliver's root, so that
+/// programs may open it again as `/dev/stdout`.
+fn pipes(input: &str, id_base: u32) -> io::Result<(File, [Stdio; 3])> {
+    let (output, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&output, OFlags::NONBLOCK)?;
     fchown(&writer, Some(id_base), Some(id_base))?;
-    let (held, stdin) = if input.is_empty() {
-        (None, Stdio::null())
+    let stdin = if input.is_empty() {
+        Stdio::null()
     } else {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         // A pipe holds more than any script.
         File::from(writer).write_all(input.as_bytes())?;
-        (Some(reader.try_clone()?), Stdio::from(reader))
+        Stdio::from(reader)
     };
-    Ok((reader.into(), held, [stdin, Stdio::from(writer.try_clone()?), Stdio::from(writer)]))
+    Ok((output.into(), [stdin, Stdio::from(writer.try_clone()?), Stdio::from(writer)]))
 }
 
 /// A program that runs.
@@ -191,12 +193,8 @@ impl Run<'_> {
                 // It was the helper that was killed, as at the node's end, and whom it stood for may be about to end, too.
                 group.wait_empty(word, GRACE);
             }
-            End::Status(
-                status
-                    .code()
-                    .or_else(|| Some(128 + std::os::unix::process::ExitStatusExt::signal(&status)?))
-                    .unwrap_or(255),
-            )
+            let signalled = || status.signal().map(|signal| 128 + signal);
+            End::Status(status.code().or_else(signalled).unwrap_or(255))
         } else {
             End::Late
         };

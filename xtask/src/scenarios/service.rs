@@ -70,6 +70,11 @@ pub(super) fn service(bench: &Bench<'_>) -> Result<()> {
     ensure!((starts(&log), starts(&after)) == (2, 3), "not one start more:\n{after}");
     ensure!(second.starts_with("1000 "), "{second:?}");
 
+    vm.power_cut();
+    vm.start_again()?;
+    node.expect_ready(&mut vm, BOOTED)?;
+    answer(&node, port, UP, "a service after the power cut", |now| !now.is_empty())?;
+
     lab.orrery(["slice", "set", "demo/own", "--no-service"], [] as [&Path; 0])?;
     node.wait_for(UP, "end of the service", || Ok(fetch(port).is_empty()))?;
     let mut shown = lab.operator_command();
