@@ -134,6 +134,7 @@ pub(crate) async fn put_slice(
 ) -> Result<StatusCode> {
     let slice: SliceName = parse(&format!("{authority}/{name}"))?;
     spec.rspec.check().map_err(|e| ApiError::bad_request(e.to_string()))?;
+    spec.startup.check().map_err(|e| ApiError::bad_request(e.to_string()))?;
     if spec.keys.is_empty() || spec.keys.len() > MAX_KEYS {
         return Err(ApiError::bad_request(format!("a slice has 1 to {MAX_KEYS} keys")));
     }

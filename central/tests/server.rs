@@ -16,8 +16,8 @@ use orrery_central_api::{
 };
 use orrery_protocol::{
     ArtifactRef, ArtifactRole, BootScript, BootState, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, Life,
-    LogBatch, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact, ReleaseManifest, Root, Rspec,
-    RunLevel, ScriptKind, SigningKey, TrustRoot, TrustUpdate, WantedState, sign,
+    LogBatch, MAX_INITSCRIPT, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact, ReleaseManifest,
+    Root, Rspec, RunLevel, ScriptKind, SigningKey, Startup, TrustRoot, TrustUpdate, WantedState, sign,
 };
 use orrery_transport::{Client, Identity, Resolver, TransportError};
 use rcgen::KeyPair;
@@ -330,6 +330,7 @@ fn slices_become_the_wanted_state() {
         rspec: Rspec { mem_limit: 64 << 20, ..Rspec::default() },
         image: "debian".to_owned(),
         nodes: vec!["n1".to_owned()],
+        startup: Startup { initscript: Some("true\n".to_owned()), service: None },
     };
     let put = |change: fn(&mut SliceSpec)| {
         let mut spec = spec.clone();
@@ -342,6 +343,7 @@ fn slices_become_the_wanted_state() {
     refused(put(|s| s.keys.clear()), (400, "bad-request"));
     refused(put(|s| s.keys[0].push('\n')), (400, "bad-request"));
     refused(put(|s| s.rspec.mem_limit = 1), (400, "bad-request"));
+    refused(put(|s| s.startup.initscript = Some("x".repeat(MAX_INITSCRIPT + 1))), (400, "bad-request"));
     refused(central.operator.send(Method::PUT, "/v1/slices/Demo/one", &spec), (400, "bad-request"));
     assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap(), WantedState::default());
 
@@ -350,6 +352,7 @@ fn slices_become_the_wanted_state() {
     let [sliver] = &wanted.slivers[..] else { panic!("{wanted:?}") };
     assert_eq!((sliver.slice.to_string().as_str(), &sliver.keys), ("demo/one", &spec.keys));
     assert_eq!((&sliver.image.content, sliver.rspec.mem_limit), (&image.content, 64 << 20));
+    assert_eq!(sliver.startup, spec.startup);
 
     let status = NodeStatus {
         boot_id: "b1".to_owned(),

@@ -24,6 +24,10 @@ const PORT: u16 = 22;
 /// Where the sliver's image has the server of sftp and of today's scp.
 const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
 
+/// The subsystems that print what a sliver's own programs said: until now, and from then on.
+const LOGS: &str = "orrery-logs";
+const FOLLOW_LOGS: &str = "orrery-logs-follow";
+
 /// What to run inside a sliver, as its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
@@ -49,6 +53,12 @@ pub trait Entrance: Send + Sync + 'static {
         env: Vec<(String, String)>,
         request: &SessionRequest,
     ) -> io::Result<Session>;
+
+    /// Prints what the sliver's own programs said, and goes on with what they say if it is to `follow`. The sliver is not entered.
+    ///
+    /// # Errors
+    /// When it cannot be done.
+    fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session>;
 
     /// The network of a sliver.
     fn network(&self, slice: &SliceName) -> Arc<dyn Network>;
@@ -110,6 +120,10 @@ impl Login for SliverLogin {
         let Some(account) = table.accounts.get(&self.login) else {
             return Err(io::Error::new(io::ErrorKind::NotFound, "this sliver was deleted"));
         };
+        // Whether one gets in or not.
+        if let Some(follow) = log(&request.command) {
+            return self.entrance.log(&account.slice, follow);
+        }
         match (account.state, &account.error) {
             (SliverState::Ready, _) => {
                 let program = program(&request.command)?;
@@ -127,6 +141,15 @@ impl Login for SliverLogin {
                 Err(io::Error::other(format!("sliver {} could not be created: {why}", account.slice)))
             }
         }
+    }
+}
+
+/// Whether a request is for the log, and then whether it is to be followed.
+fn log(command: &Command) -> Option<bool> {
+    match command {
+        Command::Subsystem(name) if name == LOGS => Some(false),
+        Command::Subsystem(name) if name == FOLLOW_LOGS => Some(true),
+        _ => None,
     }
 }
 
@@ -172,6 +195,10 @@ mod tests {
         ) -> io::Result<Session> {
             let env: Vec<_> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
             Err(io::Error::other(format!("{slice}: {program:?} {}", env.join(","))))
+        }
+
+        fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session> {
+            Err(io::Error::other(format!("{slice}: log, follow {follow}")))
         }
 
         fn network(&self, _: &SliceName) -> Arc<dyn Network> {
@@ -235,6 +262,9 @@ mod tests {
         check("sliver demo/hello could not be created: disk full");
         set(SliverState::Suspended, Some("abuse"));
         check("slice demo/hello is suspended: abuse");
+        let log = |name: &str| login.spawn(&request(Command::Subsystem(name.into()))).unwrap_err().to_string();
+        assert_eq!(log(LOGS), "demo/hello: log, follow false");
+        assert_eq!(log(FOLLOW_LOGS), "demo/hello: log, follow true");
         assert!(gate.authorize("demo_hello", &other).is_none());
         set(SliverState::Ready, None);
         assert!(login.network().is_some());

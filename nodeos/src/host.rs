@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
-    process::{ExitCode, Stdio},
+    process::{Child, ExitCode, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -30,6 +30,7 @@ use crate::{
     paths,
     plan::Existing,
     reconcile::Host,
+    supervisor::Supervisor,
 };
 
 /// How large an image may be when unpacked, in bytes: far above any real one, and a bound on what a broken one fills.
@@ -47,7 +48,8 @@ pub fn run_inside(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode>
 /// This machine's slivers and images.
 #[derive(Debug)]
 pub struct LinuxHost {
-    slivers: Slivers,
+    slivers: Arc<Slivers>,
+    supervisor: Arc<Supervisor>,
     store: Store,
     central: Arc<Central>,
 }
@@ -59,9 +61,15 @@ impl LinuxHost {
     /// When this kernel or the data partition does not do.
     pub fn open(central: Arc<Central>) -> Result<Self> {
         prepare_node(Path::new(SLIVERS_CGROUP)).context("setting the kernel up for slivers")?;
-        let slivers = Slivers::open(SliverPaths::default()).context("opening the slivers")?;
+        let slivers = Arc::new(Slivers::open(SliverPaths::default()).context("opening the slivers")?);
+        let supervisor = Arc::new(Supervisor::new(slivers.clone()).context("watching the slivers")?);
         let store = Store::open(Path::new(paths::DATA)).context("opening the image store")?;
-        Ok(Self { slivers, store, central })
+        Ok(Self { slivers, supervisor, store, central })
+    }
+
+    /// Keeps what slivers run by themselves running, for ever.
+    pub fn supervise(&self) -> ! {
+        self.supervisor.run()
     }
 
     /// Unpacks an image that is on the disk already, so that the first sliver need not wait for it. Failing does no harm: it is
@@ -84,7 +92,9 @@ impl LinuxHost {
             });
             let activity = |record: Record| {
                 let login = record.login();
-                self.slivers.activity(&login).map(|activity| (login, activity))
+                // A service that is about to be started again takes no time.
+                let used = self.supervisor.holds(&login);
+                self.slivers.activity(&login).filter(|_| !used).map(|activity| (login, activity))
             };
             for (login, activity) in watch.look(Instant::now(), records.into_iter().filter_map(activity).collect()) {
                 match self.slivers.stop_unused(&login, activity) {
@@ -118,7 +128,7 @@ impl LinuxHost {
             }
             Err(e) => (Outcome::Failed, format!("image {name}: {e:#}")),
         };
-        record("image-import", outcome, message, took);
+        report("image-import", outcome, message, took);
         imported.map(drop)
     }
 
@@ -136,6 +146,7 @@ impl Host for Arc<LinuxHost> {
             image: record.image.parse().unwrap_or(record.spec.image.content.sha256),
             slice: record.spec.slice,
             rspec: record.spec.rspec,
+            startup: record.spec.startup,
             life: record.spec.life,
         });
         Ok(existing.collect())
@@ -144,6 +155,7 @@ impl Host for Arc<LinuxHost> {
     fn create(&self, spec: &SliverSpec) -> Result<()> {
         self.ensure_image(&spec.image.name, &spec.image.content)?;
         let login = spec.slice.login();
+        let _apart = self.supervisor.apart(&login);
         self.slivers.create(spec, &spec.image.content.sha256.to_string()).context("creating")?;
         // A sliver that cannot start is none. There is nothing in it yet that could be lost. One that can has no process before
         // its first login.
@@ -156,29 +168,36 @@ impl Host for Arc<LinuxHost> {
     }
 
     fn update(&self, spec: &SliverSpec) -> Result<()> {
-        self.slivers.apply_limits(&spec.slice.login(), spec.rspec).context("setting limits")
+        let login = spec.slice.login();
+        let _apart = self.supervisor.apart(&login);
+        self.slivers.apply_limits(&login, spec.rspec).context("setting limits")?;
+        self.slivers.set_startup(&login, spec.startup.clone()).context("noting what runs by itself")
     }
 
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
+        let _apart = self.supervisor.apart(&slice.login());
         self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
     }
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {
         // Before anything is discarded.
         self.ensure_image(&spec.image.name, &spec.image.content)?;
+        let _apart = self.supervisor.apart(&spec.slice.login());
         self.slivers.reset(spec, &spec.image.content.sha256.to_string()).context("discarding its data")
     }
 
     fn restart(&self, slice: &SliceName, number: u64) -> Result<()> {
+        let _apart = self.supervisor.apart(&slice.login());
         self.slivers.restart(&slice.login(), number).context("stopping")
     }
 
     fn destroy(&self, slice: &SliceName) -> Result<()> {
+        let _apart = self.supervisor.apart(&slice.login());
         self.slivers.destroy(&slice.login()).context("destroying")
     }
 
     fn tell(&self, outcome: Outcome, message: String, took: Duration) {
-        record("sliver", outcome, message, took);
+        report("sliver", outcome, message, took);
     }
 }
 
@@ -219,7 +238,7 @@ impl Entrance for Door {
             columns: pty.size.columns,
         });
         let stdio = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
-        let wish = EnterRequest { run, environment, directory: None, pty, stdio };
+        let wish = EnterRequest { run, environment, directory: None, user: None, pty, stdio };
         let Entered { mut child, pty } = self.slivers.enter(&slice.login(), wish).map_err(chained)?;
         let io = match pty {
             Some(master) => {
@@ -229,16 +248,15 @@ impl Entrance for Door {
                 }
                 SessionIo::Pty(master)
             }
-            None => {
-                let lost = || io::Error::other("a pipe that was asked for is missing");
-                SessionIo::Pipes {
-                    stdin: child.stdin.take().ok_or_else(lost)?.into(),
-                    stdout: child.stdout.take().ok_or_else(lost)?.into(),
-                    stderr: child.stderr.take().ok_or_else(lost)?.into(),
-                }
-            }
+            None => pipes(&mut child)?,
         };
         Ok(Session { io, process: Process::adopt(child)? })
+    }
+
+    fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session> {
+        let stdio = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
+        let mut child = self.slivers.print_log(&slice.login(), follow, stdio).map_err(chained)?;
+        Ok(Session { io: pipes(&mut child)?, process: Process::adopt(child)? })
     }
 
     fn network(&self, slice: &SliceName) -> Arc<dyn Network> {
@@ -274,6 +292,16 @@ impl Network for SliverNetwork {
     }
 }
 
+/// The ends of a child's three pipes.
+fn pipes(child: &mut Child) -> io::Result<SessionIo> {
+    let lost = || io::Error::other("a pipe that was asked for is missing");
+    Ok(SessionIo::Pipes {
+        stdin: child.stdin.take().ok_or_else(lost)?.into(),
+        stdout: child.stdout.take().ok_or_else(lost)?.into(),
+        stderr: child.stderr.take().ok_or_else(lost)?.into(),
+    })
+}
+
 /// An error with its causes, for somebody who sees only its text.
 fn chained(error: impl Into<anyhow::Error>) -> io::Error {
     io::Error::other(format!("{:#}", error.into()))
@@ -285,7 +313,7 @@ fn archive(image: &ArtifactRef) -> std::path::PathBuf {
 }
 
 /// Shows and reports what became of something.
-fn record(stage: &str, outcome: Outcome, message: String, took: Duration) {
+pub(crate) fn report(stage: &str, outcome: Outcome, message: String, took: Duration) {
     println!("orrery[node] {message} ({:.3}s)", took.as_secs_f64());
     let class = (outcome == Outcome::Failed).then_some(stage);
     events::append(stage, outcome, class, message, took.as_millis() as u64);

@@ -13,7 +13,9 @@ pub mod manager;
 pub mod partition;
 pub mod plan;
 pub mod reconcile;
+pub mod service;
 pub mod storage;
+pub mod supervisor;
 
 /// Where things stand on the node's data partition.
 pub mod paths {

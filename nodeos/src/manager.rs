@@ -298,10 +298,15 @@ fn pause(running: Duration, nothing_wanted: bool, failures: u32) -> Duration {
 
 /// Up to a fifth more or less, so that many nodes do not ask in step.
 fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(jitter())
+}
+
+/// A random number about 1, to multiply a wait by.
+pub(crate) fn jitter() -> f64 {
     let mut byte = [128];
     // Without random bytes there is no jitter.
     let _ = rustix::rand::getrandom(&mut byte, GetRandomFlags::NONBLOCK);
-    pause.mul_f64(0.8 + 0.4 * f64::from(byte[0]) / 255.0)
+    0.8 + 0.4 * f64::from(byte[0]) / 255.0
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orrery_protocol::{Digest, Life, Rspec, SliceName, SliverSpec, WantedState};
+use orrery_protocol::{Digest, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
 
 /// A sliver that exists on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Existing {
     pub image: Digest,
     /// The limits it has.
     pub rspec: Rspec,
+    /// What runs in it without a login.
+    pub startup: Startup,
     /// Whether it is suspended, and the last reset and restart that were carried out.
     pub life: Life,
 }
@@ -28,7 +30,7 @@ pub enum Action {
     Reset(SliverSpec),
     /// Stop the sliver, for the restart of this number.
     Restart(SliceName, u64),
-    /// Give an existing sliver other limits.
+    /// Give an existing sliver other limits, or other programs of its own.
     Update(SliverSpec),
     /// Let the sliver go on.
     Resume(SliceName),
@@ -49,8 +51,8 @@ impl Action {
 /// The next step of every sliver on the way from `existing` to `wanted`, in an order that frees what is no longer wanted first.
 ///
 /// A sliver whose wanted image is another than the one it started from stays as it is: its changes have no meaning on top of
-/// another image, and discarding them is its owner's decision, made by deleting or resetting it. Limits that cannot be enforced
-/// are not acted upon, neither for a new sliver nor for an existing one.
+/// another image, and discarding them is its owner's decision, made by deleting or resetting it. What is refused is not acted upon,
+/// neither for a new sliver nor for an existing one.
 pub fn plan(wanted: &WantedState, existing: &[Existing]) -> Vec<Action> {
     let wanted: BTreeMap<&SliceName, &SliverSpec> = wanted.slivers.iter().map(|spec| (&spec.slice, spec)).collect();
     let mut destroy = Vec::new();
@@ -63,7 +65,7 @@ pub fn plan(wanted: &WantedState, existing: &[Existing]) -> Vec<Action> {
             Some(spec) => update.extend(next(spec, sliver)),
         }
     }
-    let create = create.into_values().filter(|spec| spec.rspec.check().is_ok()).cloned().map(Action::Create);
+    let create = create.into_values().filter(|spec| refusal(spec).is_none()).cloned().map(Action::Create);
     destroy.into_iter().chain(update).chain(create).collect()
 }
 
@@ -77,10 +79,18 @@ fn next(wanted: &SliverSpec, sliver: &Existing) -> Option<Action> {
         }
         (life, now) if life.reset > now.reset => Some(Action::Reset(wanted.clone())),
         (life, now) if life.restart > now.restart => Some(Action::Restart(slice(), life.restart)),
-        _ if wanted.rspec != sliver.rspec && wanted.rspec.check().is_ok() => Some(Action::Update(wanted.clone())),
+        _ if (&wanted.rspec, &wanted.startup) != (&sliver.rspec, &sliver.startup) && refusal(wanted).is_none() => {
+            Some(Action::Update(wanted.clone()))
+        }
         (Life { suspended: None, .. }, Life { suspended: Some(_), .. }) => Some(Action::Resume(slice())),
         _ => None,
     }
+}
+
+/// Why a sliver cannot be as wanted: limits that cannot be enforced, or programs that cannot be run.
+pub fn refusal(wanted: &SliverSpec) -> Option<String> {
+    let limits = wanted.rspec.check().map_err(|e| e.to_string());
+    limits.and_then(|()| wanted.startup.check().map_err(|e| e.to_string())).err()
 }
 
 #[cfg(test)]
@@ -101,6 +111,7 @@ pub(crate) mod tests {
                 content: ArtifactRef { sha256: Digest([image; 32]), size: 1 },
             },
             rspec: Rspec { cpu_share, ..Rspec::default() },
+            startup: Startup::default(),
             life: Life::default(),
         }
     }
@@ -110,6 +121,7 @@ pub(crate) mod tests {
             slice: spec.slice.clone(),
             image: spec.image.content.sha256,
             rspec: spec.rspec,
+            startup: spec.startup.clone(),
             life: spec.life.clone(),
         }
     }
@@ -149,6 +161,16 @@ pub(crate) mod tests {
         check(&[spec("a", 2, 100)], from_ref(&a), &[]);
         // Limits that cannot be.
         check(&[spec("a", 1, 0), spec("b", 1, 0)], &[a], &[]);
+        // Programs of its own, whole or not.
+        let with = |script: &str| {
+            let mut spec = b.clone();
+            spec.startup.initscript = Some(script.to_owned());
+            spec
+        };
+        check(&[with("true")], from_ref(&b), &["update b 100"]);
+        check(&[with("true")], &[with("true")], &[]);
+        check(from_ref(&b), &[with("true")], &["update b 100"]);
+        check(&[with("")], from_ref(&b), &[]);
         // Named twice: the last one counts.
         check(&[b.clone(), spec("b", 1, 5)], &[b], &["update b 5"]);
     }
@@ -197,7 +219,10 @@ pub(crate) mod tests {
                             prop_assert!(wanted.slivers.iter().all(|s| s.slice != slice), "destroys a wanted sliver");
                             prop_assert!(have.remove(&slice).is_some());
                         }
-                        Action::Update(spec) => have.get_mut(&spec.slice).unwrap().rspec = spec.rspec,
+                        Action::Update(spec) => {
+                            let sliver = have.get_mut(&spec.slice).unwrap();
+                            (sliver.rspec, sliver.startup) = (spec.rspec, spec.startup);
+                        }
                         Action::Suspend(slice, reason) => have.get_mut(&slice).unwrap().life.suspended = Some(reason),
                         Action::Resume(slice) => have.get_mut(&slice).unwrap().life.suspended = None,
                         Action::Reset(spec) => {

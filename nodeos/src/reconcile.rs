@@ -10,7 +10,7 @@ use orrery_protocol::{Outcome, SliceName, SliverSpec, SliverState, SliverStatus,
 
 use crate::{
     accounts::{Account, AccountTable},
-    plan::{Action, Existing, plan},
+    plan::{Action, Existing, plan, refusal},
 };
 
 /// What can be done with slivers on a machine. Implemented by Linux, and by a simulator in tests.
@@ -27,7 +27,7 @@ pub trait Host {
     /// When it could not be made; nothing half-made stays.
     fn create(&self, spec: &SliverSpec) -> Result<()>;
 
-    /// Changes a sliver's limits.
+    /// Changes a sliver's limits, and what runs in it without a login.
     ///
     /// # Errors
     /// When they could not be changed.
@@ -124,7 +124,7 @@ impl<H: Host> Reconciler<H> {
             self.host.list().unwrap_or_default().into_iter().map(|sliver| (sliver.slice.clone(), sliver)).collect();
         let status = |spec: &SliverSpec| {
             let failure = self.failures.get(&spec.slice).map(|failure| failure.message.clone());
-            let refused = spec.rspec.check().err().map(|e| e.to_string());
+            let refused = refusal(spec);
             let sliver = existing.get(&spec.slice);
             let state = match (sliver, &failure, &refused) {
                 (Some(sliver), ..) if sliver.life.suspended.is_some() => SliverState::Suspended,
@@ -146,7 +146,7 @@ impl<H: Host> Reconciler<H> {
             Action::Resume(slice) => (self.host.set_suspended(slice, None), "resumed"),
             Action::Reset(spec) => (self.host.reset(spec), "reset"),
             Action::Restart(slice, number) => (self.host.restart(slice, *number), "restarted"),
-            Action::Update(spec) => (self.host.update(spec), "given new limits"),
+            Action::Update(spec) => (self.host.update(spec), "given other limits or programs"),
             Action::Create(spec) => (self.host.create(spec), "created"),
         };
         let slice = action.slice();
@@ -230,7 +230,9 @@ mod tests {
 
         fn update(&self, spec: &SliverSpec) -> Result<()> {
             self.fault(&spec.slice)?;
-            self.slivers.borrow_mut().get_mut(&spec.slice).unwrap().rspec = spec.rspec;
+            let mut slivers = self.slivers.borrow_mut();
+            let sliver = slivers.get_mut(&spec.slice).unwrap();
+            (sliver.rspec, sliver.startup) = (spec.rspec, spec.startup.clone());
             Ok(())
         }
 

@@ -23,7 +23,7 @@ use serde_json::json;
 /// Operate an Orrery: nodes, slices, releases, boot scripts, trust, media.
 ///
 /// Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by central, 4 central cannot be reached, 5 an upgrade stopped at a
-/// node.
+/// node; of `slice exec`, `shell` and `cp` what ssh or the command there ended with.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -83,6 +83,9 @@ fn main() -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
+    if let Some(slice::connect::Ended(status)) = error.downcast_ref() {
+        return ExitCode::from(*status);
+    }
     let (code, word) = match error.chain().find_map(|e| e.downcast_ref::<TransportError>()) {
         _ if error.is::<node::Stopped>() => (5, "stopped"),
         Some(TransportError::Refused { class, .. }) => (3, class.as_str()),

@@ -19,7 +19,7 @@ use ureq::http::Method;
 
 pub(crate) use config::ConfigOptions;
 use renew::Renew;
-pub(crate) use show::word;
+pub(crate) use show::{addresses, host_key, word};
 pub(crate) use upgrade::Stopped;
 use upgrade::Upgrade;
 use watch::LogOptions;

@@ -1,11 +1,17 @@
-//! `orrery slice`: slices, their keys, limits and nodes.
+//! `orrery slice`: slices, their keys, limits and nodes, and what runs in their slivers.
+
+pub(crate) mod connect;
+mod copy;
+mod exec;
+mod logs;
+mod startup;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use orrery_central_api::{SliceRecord, SliceSpec, StartOver, StartOverAsked, Suspension};
-use orrery_protocol::{Rspec, SliceName};
+use orrery_protocol::{Rspec, SliceName, Startup};
 use orrery_transport::TransportError;
 use serde_json::json;
 use ureq::http::Method;
@@ -13,6 +19,7 @@ use ureq::http::Method;
 use crate::{
     context::Context,
     files,
+    slice::startup::StartupOptions,
     units::{Limit, clean, show_bytes, table},
 };
 
@@ -34,8 +41,10 @@ pub(crate) enum Slice {
         /// Ids of nodes to have slivers on.
         #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
         nodes: Vec<String>,
+        #[command(flatten)]
+        startup: StartupOptions,
     },
-    /// Change keys, limits or image of a slice; what is not given stays.
+    /// Change keys, limits, image or programs of a slice; what is not given stays.
     Set {
         /// Its name.
         slice: SliceName,
@@ -48,6 +57,8 @@ pub(crate) enum Slice {
         /// The reference image.
         #[arg(long)]
         image: Option<String>,
+        #[command(flatten)]
+        startup: StartupOptions,
     },
     /// Give a slice slivers on further nodes.
     Assign {
@@ -94,6 +105,15 @@ pub(crate) enum Slice {
         #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
         nodes: Vec<String>,
     },
+    /// Run a command in slivers. On one node, input and output are the command's and so is the exit status; on several, each line
+    /// has its node before it, and the exit status is the greatest.
+    Exec(exec::Exec),
+    /// Log into a sliver.
+    Shell(exec::Shell),
+    /// Copy files into a sliver or out of it.
+    Cp(copy::Copy),
+    /// Show what a sliver's initscript and service printed.
+    Logs(logs::Logs),
     /// List all slices.
     List,
     /// Show a slice.
@@ -124,7 +144,7 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             .print(&asked, |_| format!("asked for {how} {number} of {slice}: within half a minute where a node is up"))
     };
     match command {
-        Slice::Add { slice, keys, rspec: limits, image, nodes } => {
+        Slice::Add { slice, keys, rspec: limits, image, nodes, startup: options } => {
             match get(&slice) {
                 Err(TransportError::Refused { status: 404, .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -132,12 +152,15 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             }
             let mut rspec = Rspec::default();
             limits.into_iter().for_each(|limit| limit.apply(&mut rspec));
-            put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes })
+            let mut startup = Startup::default();
+            options.apply(&mut startup)?;
+            put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes, startup })
         }
-        Slice::Set { slice, keys, rspec: limits, image } => {
+        Slice::Set { slice, keys, rspec: limits, image, startup: options } => {
             let mut spec = get(&slice)?.spec;
             limits.into_iter().for_each(|limit| limit.apply(&mut spec.rspec));
             spec.image = image.unwrap_or(spec.image);
+            options.apply(&mut spec.startup)?;
             if !keys.is_empty() {
                 spec.keys = files::ssh_keys(&keys)?;
             }
@@ -165,6 +188,10 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
         }
         Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
         Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
+        Slice::Exec(exec) => exec.run(context),
+        Slice::Shell(shell) => shell.run(context),
+        Slice::Cp(copy) => copy.run(context),
+        Slice::Logs(logs) => logs.run(context),
         Slice::List => {
             let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
             context.print(&slices, |slices| list(slices))
@@ -199,6 +226,7 @@ fn show(SliceRecord { slice, suspended, spec }: &SliceRecord) -> String {
         ("disk_quota", show_bytes(spec.rspec.disk_quota)),
         ("pids_limit", spec.rspec.pids_limit.to_string()),
     ];
+    rows.extend(startup::rows(&spec.startup));
     rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
     rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
     rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));

@@ -2,11 +2,15 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Output, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -14,9 +18,10 @@ use std::{
 use orrery_central::{InitOptions, Server, init};
 use orrery_protocol::{
     ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, LogBatch,
-    MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, RunLevel,
-    ScriptContext, ScriptKind, WantedState,
+    MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, Restart, RunLevel,
+    ScriptContext, ScriptKind, Service, Startup, WantedState,
 };
+use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, parse_key, serve_blocking};
 use orrery_transport::{Client, Identity, Method, Resolver};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -132,7 +137,9 @@ fn from_nothing_to_a_served_install_script() {
     ok("script new --kind install --release release/manifest.signed --node * --serial 3 --expires 30d --out i.json");
     ok("script sign --key release.key --out i.signed i.json");
     ok("script publish i.signed");
-    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --node n1");
+    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --node n1 --service");
+    fs::write(folder.join("init.sh"), "#!/bin/sh\n").unwrap();
+    ok("slice set demo/one --initscript init.sh --service-restart on-failure");
 
     // What the node makes of it.
     let text = fs::read_to_string(folder.join("n1.toml")).unwrap();
@@ -152,6 +159,11 @@ fn from_nothing_to_a_served_install_script() {
     assert_eq!((script.kind, script.serial), (ScriptKind::Install, 3));
     let wanted: WantedState = node.get("/v1/node/wanted").unwrap();
     assert_eq!(wanted.slivers[0].rspec.mem_limit, 64 << 20);
+    let service = Service { command: Vec::new(), restart: Restart::OnFailure };
+    let startup = Startup { initscript: Some("#!/bin/sh\n".into()), service: Some(service) };
+    assert_eq!(wanted.slivers[0].startup, startup);
+    ok("slice set demo/one --no-initscript --no-service");
+    assert_eq!(ok("slice show demo/one")["startup"], json!({}));
 
     // What the operator sees, and what is refused.
     assert_eq!(ok("node show n1")["run_level"], "installing");
@@ -167,6 +179,8 @@ fn from_nothing_to_a_served_install_script() {
     assert!(!folder.join("again.toml").exists());
     refused("node add n2 --out n1.toml --release-key release.key.pub", 1);
     refused("slice add demo/one --key user.pub", 1);
+    refused("slice set demo/one --service-restart no", 1);
+    refused("slice set demo/one --service --service-run x", 2);
     refused("keys new --out release.key", 1);
     refused("script publish i.json", 1);
     refused("node add n3", 2);
@@ -504,4 +518,105 @@ fn a_node_is_watched_grouped_and_asked_to_restart() {
     assert!(following.next(PATIENCE).unwrap().contains("first line"));
     send(1, "second line");
     assert!(following.next(PATIENCE).unwrap().contains("second line"));
+}
+
+/// A node's ssh server, with the slice's key for the slice's account; what runs in its sliver runs in `folder`.
+fn gate(folder: &Path, seed: u8) -> (u16, String) {
+    let key = parse_key(&fs::read_to_string(folder.join("user.pub")).unwrap()).unwrap();
+    let home = folder.join(format!("home{seed}"));
+    fs::create_dir(&home).unwrap();
+    let login = Arc::new(LocalShell::new(home, Vec::new()).sftp("/usr/lib/openssh/sftp-server"));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let host_key = HostKey::from_seed(&[seed; 32]);
+    let line = host_key.public_line();
+    let accounts = Arc::new(KeyList::new("demo_hello", vec![key], login));
+    std::thread::spawn(move || serve_blocking(listener, host_key, accounts, Limits::default()));
+    (port, line)
+}
+
+#[test]
+fn slivers_are_reached_by_the_keys_that_central_knows() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let central = Served::start(folder);
+    let ok = |text: &str| check(folder, &format!("{text} --central {}", central.url), 0);
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.join("user"));
+    assert!(keygen.stdin(Stdio::null()).status().unwrap().success());
+    ok("keys new --out a.key");
+    images(folder);
+    ok("release assemble --images images --out release");
+    ok("release sign --key a.key release/manifest.json");
+    ok("release publish release/manifest.signed");
+
+    let gates = [1, 2].map(|seed| gate(folder, seed));
+    // The second node's gate is another than the one that reports to central.
+    let reported = [gates[0].1.clone(), HostKey::from_seed(&[3; 32]).public_line()];
+    for (id, key) in ["n1", "n2"].into_iter().zip(reported) {
+        ok(&format!("node add {id} --out {id}.toml --release-key a.key.pub --state boot"));
+        let status = NodeStatus {
+            boot_id: "b1".to_owned(),
+            run_level: RunLevel::Running,
+            release: "0.1.0".to_owned(),
+            slot: "a".to_owned(),
+            offline: None,
+            ssh_host_key: key,
+            slivers: Vec::new(),
+        };
+        let node = central.node(&config(folder, &format!("{id}.toml")));
+        node.send(Method::POST, "/v1/node/status", &status).unwrap();
+    }
+    ok("slice add demo/hello --key user.pub --node n1,n2");
+
+    let places = format!("--address n1=127.0.0.1:{},n2=127.0.0.1:{} -i user", gates[0].0, gates[1].0);
+    let slice = |verb: &str, rest: &str| {
+        // `--json` has to stand before the command.
+        let mut command = command(folder, &format!("slice {verb} --central {} demo/hello {places}", central.url));
+        command.args(rest.split('|'));
+        command
+    };
+    let output = |mut command: Command| {
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+
+    // One node: as if it ran here.
+    let (status, out, err) = output(slice("exec --node n1", "echo one; echo two >&2; exit 7"));
+    assert_eq!((status, out.as_str()), (7, "one\n"), "{err}");
+    assert!(err.ends_with("two\n"), "{err}");
+    let (status, out, err) = output(slice("exec --node n1", "printf|%s,|a b|$HOME"));
+    assert_eq!((status, out.as_str()), (0, "a b,$HOME,"), "{err}");
+    let mut wc = slice("exec --node n1", "wc -c");
+    let mut child = wc.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&[0; 100_000]).unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"100000\n");
+
+    // A host that cannot show the key which central knows is not told anything; the other node is not held up by it.
+    let (status, out, err) = output(slice("exec", "echo a; echo b"));
+    assert_eq!((status, out.as_str()), (255, "n1: a\nn1: b\n"), "{err}");
+    assert!(err.lines().any(|line| line.starts_with("n2: ") && line.contains("Host key verification failed")), "{err}");
+    let (status, out, err) = output(slice("exec --json --at-once 1", "echo a; exit 3"));
+    let results: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
+    assert_eq!((status, &results[0]["node"], &results[0]["status"]), (255, &json!("n1"), &json!(3)));
+    assert_eq!((&results[0]["stdout"], &results[1]["status"]), (&json!("a\n"), &json!(255)));
+
+    // A node that is not the slice's, and a shell that could be on either.
+    let (status, _, err) = output(slice("exec --node n3", "true"));
+    assert!(status == 1 && err.contains("n1, n2"), "{err}");
+    let (status, _, err) = output(slice("shell", "--json"));
+    assert!(status == 1 && err.contains("several nodes"), "{err}");
+
+    // Files, both ways.
+    fs::create_dir(folder.join("tree")).unwrap();
+    fs::write(folder.join("tree/a:b"), "content").unwrap();
+    let (status, _, err) = output(slice("cp -r", "tree|n1:there"));
+    assert_eq!(status, 0, "{err}");
+    assert_eq!(fs::read_to_string(folder.join("home1/there/a:b")).unwrap(), "content");
+    let (status, out, err) = output(slice("cp --json", "n1:there/a:b|./back:again"));
+    assert_eq!(status, 0, "{err}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["copied"], 1);
+    assert_eq!(fs::read_to_string(folder.join("back:again")).unwrap(), "content");
+    assert_ne!(output(slice("cp", "n1:nothing|.")).0, 0);
 }

@@ -21,6 +21,7 @@ mod release;
 mod report;
 mod script;
 mod sliver;
+mod startup;
 mod trust;
 
 pub use artifact::{ArtifactRef, Mismatch, VerifyingReader};
@@ -42,4 +43,5 @@ pub use report::{
 };
 pub use script::{BootScript, ScriptContext, ScriptKind, ScriptRefused, Waiver};
 pub use sliver::{ImageRef, Life, Rspec, RspecError, SliceName, SliceNameError, SliverSpec, WantedState};
+pub use startup::{MAX_INITSCRIPT, Restart, RunConfig, Service, Startup, StartupError};
 pub use trust::{Root, TrustRefused, TrustUpdate};

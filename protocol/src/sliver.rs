@@ -5,7 +5,7 @@ use core::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::artifact::ArtifactRef;
+use crate::{artifact::ArtifactRef, startup::Startup};
 
 /// A slice's name: `<authority>/<name>`, both of lower-case letters and digits, starting with a letter, at
 /// most 32 characters together.
@@ -172,6 +172,9 @@ pub struct SliverSpec {
     /// Its limits.
     #[serde(default)]
     pub rspec: Rspec,
+    /// What runs in it without a login.
+    #[serde(default)]
+    pub startup: Startup,
     /// Whether it runs, and from what on.
     #[serde(default)]
     pub life: Life,

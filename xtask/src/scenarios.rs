@@ -19,6 +19,7 @@ mod reproducible;
 mod rollout;
 mod rotation;
 mod safe;
+mod service;
 mod trust;
 mod upgrade;
 
@@ -113,7 +114,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::fast("sliver-limits", limits::limits),
     Scenario::full("own-image", image::own),
     Scenario::full("sliver-login", login::login),
+    Scenario::full("sliver-service", service::service),
     Scenario::full("sliver-machinery", machinery::machinery),
+    Scenario::full("sliver-programs", machinery::programs),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-interruptions", machinery::interruptions),
     Scenario::full("manager-killed", killed::manager),

@@ -8,6 +8,7 @@ mod records;
 
 use orrery_protocol::{
     ArtifactRef, BootState, Digest, Event, Facts, NodeStatus, ReleaseManifest, Rspec, RunLevel, ScriptKind, SliceName,
+    Startup,
 };
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +120,9 @@ pub struct SliceSpec {
     pub image: String,
     /// Ids of the nodes it has slivers on.
     pub nodes: Vec<String>,
+    /// What runs in each of its slivers without a login.
+    #[serde(default)]
+    pub startup: Startup,
 }
 
 /// A slice, named.

@@ -26,9 +26,10 @@ pub(crate) fn put(
         return Ok(Err(Unresolved::Image));
     }
     let name = slice.to_string();
-    let sql = "INSERT INTO slices (name, keys, rspec, image) VALUES (?1, ?2, ?3, ?4)
-               ON CONFLICT (name) DO UPDATE SET keys = ?2, rspec = ?3, image = ?4";
-    transaction.execute(sql, (&name, to_json(&spec.keys), to_json(&spec.rspec), &spec.image))?;
+    let sql = "INSERT INTO slices (name, keys, rspec, image, startup) VALUES (?1, ?2, ?3, ?4, ?5)
+               ON CONFLICT (name) DO UPDATE SET keys = ?2, rspec = ?3, image = ?4, startup = ?5";
+    let SliceSpec { keys, rspec, image, startup, .. } = spec;
+    transaction.execute(sql, (&name, to_json(keys), to_json(rspec), image, to_json(startup)))?;
     // Those that stay keep their numbers.
     let sql = "DELETE FROM slivers WHERE slice = ?1 AND node NOT IN (SELECT value FROM json_each(?2))";
     transaction.execute(sql, (&name, to_json(&spec.nodes)))?;
@@ -107,7 +108,7 @@ pub(crate) fn start_over(
     Ok(Ok(number))
 }
 
-const COLUMNS: &str = "name, keys, rspec, image, suspended";
+const COLUMNS: &str = "name, keys, rspec, image, suspended, startup";
 
 fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
     let slice: SliceName = from_word(row, 0)?;
@@ -115,7 +116,8 @@ fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
         .prepare_cached("SELECT node FROM slivers WHERE slice = ?1 ORDER BY node")?
         .query_map([slice.to_string()], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    let spec = SliceSpec { keys: from_json(row, 1)?, rspec: from_json(row, 2)?, image: row.get(3)?, nodes };
+    let (keys, rspec, startup) = (from_json(row, 1)?, from_json(row, 2)?, from_json(row, 5)?);
+    let spec = SliceSpec { keys, rspec, image: row.get(3)?, nodes, startup };
     Ok(SliceRecord { slice, suspended: row.get(4)?, spec })
 }
 
@@ -131,7 +133,7 @@ pub(crate) fn get(db: &Connection, slice: &SliceName) -> rusqlite::Result<Option
 /// All slivers a node should have. `Ok(Err)` names an image that no release has: an incomplete answer would
 /// make the node destroy slivers.
 pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<WantedState, String>> {
-    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart
+    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart, startup
                FROM slices JOIN slivers ON slice = name WHERE node = ?1 ORDER BY name";
     let mut statement = db.prepare_cached(sql)?;
     let mut rows = statement.query([node])?;
@@ -143,7 +145,7 @@ pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<Wan
         };
         let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
         let life = Life { suspended: row.get(4)?, reset: row.get(5)?, restart: row.get(6)? };
-        slivers.push(SliverSpec { slice, keys, image, rspec, life });
+        slivers.push(SliverSpec { slice, keys, image, rspec, startup: from_json(row, 7)?, life });
     }
     Ok(Ok(WantedState { slivers, reboot: nodes::asked_reboot(db, node)? }))
 }

@@ -1,6 +1,6 @@
 //! What is done to slivers and images: a table, which is the place to add to.
 
-use orrery_protocol::{ImageRef, Life, Rspec, SliceName, SliverSpec, WantedState};
+use orrery_protocol::{ImageRef, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Model, Presence};
@@ -293,6 +293,7 @@ impl Op {
                 image: images[image].clone(),
                 rspec: rspec(limits),
                 life: Life::default(),
+                startup: Startup::default(),
             }),
             Self::Destroy { slot } => wanted.slivers.retain(|sliver| sliver.slice != slice(slot)),
             _ => {

@@ -194,7 +194,14 @@ fn enter(slivers: &Slivers, op: &Op) -> Result<Files> {
         _ => bail!("no session can do {op:?}"),
     };
     let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
-    let request = EnterRequest { run: Run::Command(line), environment: Vec::new(), directory: None, pty: None, stdio };
+    let request = EnterRequest {
+        run: Run::Command(line),
+        environment: Vec::new(),
+        directory: None,
+        user: None,
+        pty: None,
+        stdio,
+    };
     let output = slivers.enter(&slice(slot).login(), request)?.child.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut read = BTreeMap::new();

@@ -24,19 +24,20 @@ use std::{
 };
 
 use orrery_image_store::{ImportError, Metadata};
+use orrery_protocol::RunConfig;
 use serde::Serialize;
 
+pub use crate::error::SourceError;
 use crate::{
     container::Container,
     manifest::{LAYOUT, LayerPart, Parts},
     stream::{Compression, Hashing, Part, decompress},
     tree::{Tree, Whiteouts},
 };
-pub use crate::{error::SourceError, manifest::RunConfig};
 
 /// Where an image says how it is to be run. In the tree, so that it goes wherever the image goes, under the same digest and
-/// signature, and is there for whoever is in the sliver; nothing on a node has to know of it.
-pub const RUN_CONFIG: &str = ".orrery/oci.json";
+/// signature, and is there for whoever is in the sliver. A node reads it only for a service that is asked for.
+pub const RUN_CONFIG: &str = RunConfig::PATH;
 
 /// In what form an image was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use orrery_protocol::RunConfig;
+use serde::Deserialize;
 
 use crate::{
     SourceError,
@@ -39,30 +40,6 @@ const LAYERS: [&str; 8] = [
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 ];
 const TAG: &str = "org.opencontainers.image.ref.name";
-
-/// How a container of this image would be started. Kept in the image, since it is lost otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct RunConfig {
-    /// User, or user and group, by name or number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// Variables as `NAME=value`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub env: Option<Vec<String>>,
-    /// The program with its first arguments.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entrypoint: Option<Vec<String>>,
-    /// Further arguments, or the program if there is no entrypoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cmd: Option<Vec<String>>,
-    /// The folder to start in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub working_dir: Option<String>,
-    /// The signal that ends the program.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stop_signal: Option<String>,
-}
 
 /// An image's layers, the lowest first, and its configuration.
 pub(crate) struct Parts {

@@ -9,9 +9,9 @@ use std::{
     process::Command,
 };
 
-use orrery_image_source::{Format, Image, Options, RUN_CONFIG, RunConfig, SourceError};
+use orrery_image_source::{Format, Image, Options, RUN_CONFIG, SourceError};
 use orrery_image_store::{Metadata, Store};
-use orrery_protocol::Digest;
+use orrery_protocol::{Digest, RunConfig};
 use tempfile::TempDir;
 
 const LIMIT: u64 = 1 << 30;

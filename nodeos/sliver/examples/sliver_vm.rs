@@ -42,7 +42,7 @@ fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn request(run: Run) -> EnterRequest {
     let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
-    EnterRequest { run, environment: Vec::new(), directory: None, pty: None, stdio }
+    EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio }
 }
 
 /// Runs a command line in a sliver; returns its exit status and all it wrote.

@@ -15,6 +15,9 @@ use crate::error::{At, SliverError};
 /// How long a group may take to stand still. A process that waits for a disk does so only once it is served.
 const FREEZING: Duration = Duration::from_secs(10);
 
+/// What the names of sessions' leaves begin with. Other leaves last as long as the sliver runs.
+pub(crate) const SESSION: &str = "session-";
+
 /// What has gone on in a running sliver so far. Equal values at two moments say that nothing ran in between: whatever does takes
 /// processor time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +71,28 @@ impl ControlGroup {
         fs::create_dir_all(&init).at("making", &init)
     }
 
+    /// A leaf by its name.
+    pub(crate) fn leaf(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Makes a leaf that stays as long as the sliver runs, and ends what is left in it.
+    pub(crate) fn claim(&self, name: &str) -> Result<PathBuf, SliverError> {
+        let path = self.leaf(name);
+        fs::create_dir_all(&path).at("making", &path)?;
+        let group = path.join("memory.oom.group");
+        fs::write(&group, "1").at("writing", &group)?;
+        Self { path: path.clone() }.kill()?;
+        Ok(path)
+    }
+
+    /// Waits until nothing is in a leaf. Returns whether that is so in time.
+    pub(crate) fn wait_empty(&self, name: &str, patience: Duration) -> bool {
+        let leaf = Self { path: self.leaf(name) };
+        let Ok(events) = fs::File::open(leaf.path.join("cgroup.events")) else { return true };
+        wait_for(&events, Some(patience), || !leaf.event("populated 1")).is_ok()
+    }
+
     /// Makes a leaf for a session. Leaves that emptied are removed on the way.
     pub(crate) fn session(&self, name: &str) -> Result<PathBuf, SliverError> {
         self.sweep()?;
@@ -89,7 +114,8 @@ impl ControlGroup {
     /// Removes session leaves without processes.
     pub(crate) fn sweep(&self) -> Result<(), SliverError> {
         for leaf in self.leaves()? {
-            if leaf != self.init() && processes(&leaf).is_ok_and(|p| p.is_empty()) {
+            let session = leaf.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(SESSION.as_bytes()));
+            if session && processes(&leaf).is_ok_and(|p| p.is_empty()) {
                 // Busy when somebody just joined it, or gone already.
                 let _ = fs::remove_dir(&leaf);
             }
@@ -175,7 +201,8 @@ fn wait_for(events: &fs::File, patience: Option<Duration>, reached: impl Fn() ->
     Ok(())
 }
 
-fn processes(leaf: &Path) -> io::Result<Vec<Pid>> {
+/// What is in a leaf, by the node's numbers.
+pub(crate) fn processes(leaf: &Path) -> io::Result<Vec<Pid>> {
     let text = fs::read_to_string(leaf.join("cgroup.procs"))?;
     Ok(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect())
 }

@@ -70,8 +70,10 @@ pub struct EnterRequest {
     pub run: Run,
     /// Variables besides HOME, USER, LOGNAME, SHELL, PATH and TERM.
     pub environment: Vec<(String, String)>,
-    /// The directory to start in; `/root` if there is none.
+    /// The directory to start in; the user's home if there is none.
     pub directory: Option<String>,
+    /// Who runs it, as `user` or `user:group`, each by the name or number it has inside; root if there is none.
+    pub user: Option<String>,
     /// With a terminal, standard input, output and error are that.
     pub pty: Option<Pty>,
     /// Standard input, output and error otherwise.
@@ -111,6 +113,7 @@ pub(crate) struct Command {
     pub(crate) run: Run,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) directory: Option<String>,
+    pub(crate) user: Option<String>,
     pub(crate) pty: Option<Pty>,
 }
 
@@ -124,9 +127,9 @@ pub(crate) struct Entering {
 
 /// Runs the helper for a command until it is in the control group `leaf`.
 pub(crate) fn begin(login: &str, first: Pid, leaf: PathBuf, request: EnterRequest) -> Result<Entering, SliverError> {
-    let EnterRequest { run, environment, directory, pty, stdio } = request;
+    let EnterRequest { run, environment, directory, user, pty, stdio } = request;
     let stdio = if pty.is_some() { [Stdio::null(), Stdio::null(), Stdio::null()] } else { stdio };
-    begin_task(login, first, leaf, Task::Command(Command { run, environment, directory, pty }), stdio)
+    begin_task(login, first, leaf, Task::Command(Command { run, environment, directory, user, pty }), stdio)
 }
 
 /// Runs the helper for a socket until it is in the control group `leaf`.

@@ -66,6 +66,9 @@ pub enum SliverError {
         /// What the helper said.
         message: String,
     },
+    /// Nobody says what the service is.
+    #[error("the image of `{0}` does not say how it is run; give the service a command")]
+    NoCommand(String),
     /// A helper could not be run at all.
     #[error("running a helper")]
     Helper(#[source] io::Error),

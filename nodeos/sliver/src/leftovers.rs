@@ -53,6 +53,9 @@ impl Slivers {
         for (_, scratch) in directories(&self.paths.run).into_iter().filter(|(login, _)| !records.contains_key(login)) {
             warn("a sliver", remove_tree(&scratch).at("removing", &scratch));
         }
+        for login in self.kept_logins().into_iter().filter(|login| !records.contains_key(login)) {
+            self.forget_kept(&login);
+        }
         for login in records.keys() {
             warn(login, self.settle(login));
         }

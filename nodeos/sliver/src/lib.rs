@@ -2,11 +2,12 @@
 //!
 //! A sliver is a record and a private upper directory on the data partition. An idle one has no process and no mount;
 //! [`Slivers::start`] gives it a first process that owns its namespaces, [`Slivers::enter`] runs commands inside,
-//! [`Slivers::stop`] kills all of it, and [`Slivers::stop_unused`] does so if nothing runs inside. Nothing is kept in memory:
-//! whoever opens the same paths finds the same slivers, so the node manager may die at any time, and slivers keep running.
+//! [`Slivers::keep`] runs what goes without a login, [`Slivers::stop`] kills all of it, and [`Slivers::stop_unused`] does so if
+//! nothing runs inside. Nothing is kept in memory: whoever opens the same paths finds the same slivers, so the node manager may
+//! die at any time, and slivers keep running.
 //!
-//! The work inside namespaces is done by the program itself, run again with a first argument of `sliver-boot` or
-//! `sliver-enter`: see [`internal_main`].
+//! The work inside namespaces, and beside them, is done by the program itself, run again with a first argument of `sliver-boot`,
+//! `sliver-enter`, `sliver-keep` or `sliver-log`: see [`internal_main`].
 
 mod boot;
 mod cgroup;
@@ -16,18 +17,23 @@ mod error;
 mod first;
 mod handover;
 mod internal;
+mod keep;
+mod keeper;
 mod leftovers;
+mod log;
 mod node;
 mod record;
 mod remove;
 mod session;
 mod slivers;
 mod socket;
+mod user;
 
 pub use cgroup::Activity;
 pub use enter::{EnterRequest, Entered, Pty, Run};
 pub use error::SliverError;
 pub use internal::internal_main;
+pub use keep::{End, Ended, Kept, Role};
 pub use node::prepare_node;
 pub use record::Record;
 pub use slivers::{SliverPaths, Slivers};

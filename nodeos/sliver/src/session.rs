@@ -29,6 +29,7 @@ use crate::{
     enter::{Command, Pty, Run, STARTED, Task, doing},
     handover::{answer, receive, send},
     socket,
+    user::Identity,
 };
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -160,7 +161,9 @@ fn become_command(
     drop((stdin, stdout, stderr));
     let master = order.pty.as_ref().map(|pty| doing("making a terminal", make_terminal(pty))).transpose()?;
 
-    let home = if fs::metadata("/root").is_ok_and(|m| m.is_dir()) { "/root" } else { "/" };
+    let user = order.user.as_deref().map(Identity::find).transpose()?;
+    let home = user.as_ref().map_or("/root", |user| &user.home);
+    let home = if fs::metadata(home).is_ok_and(|m| m.is_dir()) { home } else { "/" };
     if order.directory.as_ref().is_none_or(|d| std::env::set_current_dir(d).is_err()) {
         doing("changing to the home directory", std::env::set_current_dir(home))?;
     }
@@ -184,10 +187,16 @@ fn become_command(
         }
     };
     command.env_clear();
-    command.envs([("HOME", home), ("USER", "root"), ("LOGNAME", "root"), ("SHELL", shell), ("PATH", PATH)]);
+    let name = user.as_ref().map_or("root", |user| &user.name);
+    command.envs([("HOME", home), ("USER", name), ("LOGNAME", name), ("SHELL", shell), ("PATH", PATH)]);
     command.envs(order.environment);
     if let Some(pty) = &order.pty {
         command.env("TERM", &pty.term);
+    }
+    if let Some(user) = &user {
+        doing("becoming the user", user.assume())?;
+        // Becoming somebody else cleared it.
+        doing("tying the command to its session", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
     }
     doing("answering", answer(control, STARTED, master.as_ref().map(AsFd::as_fd)))?;
     let error = command.exec();

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use orrery_protocol::{Life, Rspec, SliverSpec};
+use orrery_protocol::{Life, Rspec, SliverSpec, Startup};
 use orrery_sys::quota;
 use rustix::{
     fs::{CWD, FlockOperation, RenameFlags},
@@ -17,7 +17,7 @@ use rustix::{
 
 use crate::{
     boot,
-    cgroup::{Activity, ControlGroup},
+    cgroup::{Activity, ControlGroup, SESSION},
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
     record::{MAX_INDEX, Record},
@@ -78,7 +78,7 @@ impl Slivers {
     /// # Errors
     /// When a directory cannot be made or read.
     pub fn open(paths: SliverPaths) -> Result<Self, SliverError> {
-        let slivers = Self { paths, sessions: AtomicU64::new(0) };
+        let slivers = Self::at(paths);
         for directory in [slivers.home(), slivers.paths.run.clone()] {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory).at("making", &directory)?;
         }
@@ -87,11 +87,16 @@ impl Slivers {
         Ok(slivers)
     }
 
+    /// The slivers at `paths`, which somebody else has opened and looks after.
+    pub(crate) fn at(paths: SliverPaths) -> Self {
+        Self { paths, sessions: AtomicU64::new(0) }
+    }
+
     pub(crate) fn home(&self) -> PathBuf {
         self.paths.data.join("slivers")
     }
 
-    fn directory(&self, login: &str) -> PathBuf {
+    pub(crate) fn directory(&self, login: &str) -> PathBuf {
         self.home().join(login)
     }
 
@@ -283,6 +288,17 @@ impl Slivers {
         self.limit(&record)
     }
 
+    /// Sets what runs in a sliver without a login. What runs already goes on.
+    ///
+    /// # Errors
+    /// When there is no such sliver, or the disk refuses.
+    pub fn set_startup(&self, login: &str, startup: Startup) -> Result<(), SliverError> {
+        let _lock = self.lock(login)?;
+        let mut record = self.get(login)?;
+        record.spec.startup = startup;
+        record.store(&self.directory(login).join(RECORD))
+    }
+
     /// Puts the limits of a record in force.
     pub(crate) fn limit(&self, record: &Record) -> Result<(), SliverError> {
         self.limit_disk(record)?;
@@ -311,7 +327,7 @@ impl Slivers {
         self.start_locked(login, &lock)
     }
 
-    fn start_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
+    pub(crate) fn start_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
         let record = self.get(login)?;
         if let Some(reason) = record.spec.life.suspended {
             return Err(SliverError::Suspended { slice: record.spec.slice, reason });
@@ -398,8 +414,9 @@ impl Slivers {
         Ok(unused)
     }
 
-    fn stop_locked(&self, login: &str, _: &Lock) -> Result<(), SliverError> {
+    fn stop_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
         let group = self.group(login);
+        self.ask_service_to_end(login, lock);
         group.kill()?;
         group.remove()
     }
@@ -427,6 +444,7 @@ impl Slivers {
         if scratch.exists() {
             remove_tree(&scratch).at("removing", &scratch)?;
         }
+        self.forget_kept(login);
         remove_tree(&dying).at("removing", &dying)?;
         self.set_quota(&record, 0, 0)
     }
@@ -464,7 +482,7 @@ impl Slivers {
         };
         let leaf = loop {
             let number = self.sessions.fetch_add(1, Ordering::Relaxed);
-            match group.session(&format!("session-{number}")) {
+            match group.session(&format!("{SESSION}{number}")) {
                 // Left by a node manager before this one, and still in use.
                 Err(SliverError::Path { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
                 result => break result?,

@@ -1,5 +1,7 @@
 //! Nodes and what they reported, for people.
 
+use std::net::IpAddr;
+
 use orrery_central_api::{NodeDetail, NodeSummary, StoredEvent};
 use orrery_protocol::{Facts, Outcome};
 
@@ -115,13 +117,18 @@ pub(crate) fn host_key(node: &NodeDetail) -> Option<&str> {
     [facts, status].into_iter().flatten().find(|key| !key.is_empty())
 }
 
+/// The addresses that it had at its last contact.
+pub(crate) fn addresses(node: &NodeDetail) -> impl Iterator<Item = IpAddr> {
+    let nics = node.facts.iter().flat_map(|facts| &facts.nics).flat_map(|nic| &nic.addresses);
+    let addresses = nics.filter_map(|address| address.split('/').next()?.parse::<IpAddr>().ok());
+    addresses.filter(|address| !address.is_loopback())
+}
+
 /// Lines of a known_hosts file: the node's id and its addresses, with its key.
 pub(crate) fn known_hosts(node: &NodeDetail) -> Option<String> {
     let key = host_key(node)?;
-    let nics = node.facts.iter().flat_map(|facts| &facts.nics).flat_map(|nic| &nic.addresses);
-    let addresses = nics.filter_map(|address| address.split('/').next()?.parse::<std::net::IpAddr>().ok());
-    let usable = addresses.filter(|address| !address.is_loopback()).map(|address| address.to_string());
-    let names: Vec<_> = std::iter::once(node.summary.id.clone()).chain(usable).collect();
+    let addresses = addresses(node).map(|address| address.to_string());
+    let names: Vec<_> = std::iter::once(node.summary.id.clone()).chain(addresses).collect();
     Some(clean(&format!("{} {key}", names.join(","))))
 }
 

@@ -1,6 +1,8 @@
-//! What the stock OpenSSH client does in a sliver beyond commands: forwarding both ways, the agent, keys that change.
+//! What the stock OpenSSH client does in a sliver beyond commands: forwarding both ways, the agent, keys that change; and what
+//! the operator's command does through it.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener},
     path::PathBuf,
@@ -14,9 +16,13 @@ use orrery_qemu::{
     free_port,
     ssh::{Output, Ssh, generate_key},
 };
+use serde_json::Value;
 
 use super::{Bench, EARLY, SLIVER, installed};
-use crate::lab::NodeOptions;
+use crate::{
+    command::output,
+    lab::{Lab, Node, NodeOptions},
+};
 
 /// One command in a sliver, on an emulated processor.
 const COMMAND: Duration = Duration::from_secs(120);
@@ -30,6 +36,7 @@ pub(super) fn login(bench: &Bench<'_>) -> Result<()> {
     let first = node.run_when_ready(&lab, "demo_hello", "id -u", SLIVER)?;
     ensure!(first.stdout == "0\n", "no root shell in the sliver: {first}");
     let ssh = node.ssh("demo_hello");
+    by_central(&lab, &node)?;
     to_a_target(&ssh)?;
     from_a_listener(&ssh)?;
     agent(&ssh, &lab.folder.join("agent"))?;
@@ -42,6 +49,30 @@ pub(super) fn login(bench: &Bench<'_>) -> Result<()> {
     let other = Ssh { key, ..ssh.clone() };
     node.wait_for(KEYS, "login by the new key", || Ok(run(&other, &[], "true")?.success()))?;
     ensure!(run(&ssh, &[], "true")?.status.code() == Some(255), "the key that was taken away still opens the sliver");
+    Ok(())
+}
+
+/// `orrery slice exec` and `cp`, which know the node's host key before anybody has logged in.
+fn by_central(lab: &Lab, node: &Node) -> Result<()> {
+    let slice = |verb: &[&str], rest: &[&str]| {
+        let mut command = lab.operator_command();
+        command.arg("slice").args(verb).args(["demo/hello", "--address", &format!("127.0.0.1:{}", node.ssh_port)]);
+        command.arg("-i").arg(lab.user_key()).args(rest);
+        command
+    };
+    let said = output(&mut slice(&["exec", "--node", "n1"], &["echo $ORRERY_SLICE; hostname"]))?;
+    ensure!(said == "demo/hello\ndemo-hello\n", "orrery slice exec: {said:?}");
+    let said = output(&mut slice(&["exec", "--json"], &["printf", "%s", "a b"]))?;
+    let said: Value = serde_json::from_str(&said).context("reading what orrery slice exec --json printed")?;
+    ensure!(said[0]["stdout"] == "a b" && said[0]["status"] == 0, "orrery slice exec --json: {said}");
+    let ended = slice(&["exec"], &["exit 3"]).status().context("running orrery")?;
+    ensure!(ended.code() == Some(3), "orrery slice exec does not pass the status on: {ended}");
+    let (there, back) = (lab.folder.join("there"), lab.folder.join("back"));
+    let content: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(&there, &content).context("writing a file to copy")?;
+    output(&mut slice(&["cp"], &[&there.display().to_string(), "n1:/root/copy"]))?;
+    output(&mut slice(&["cp"], &[":/root/copy", &back.display().to_string()]))?;
+    ensure!(fs::read(&back).context("reading the copy")? == content, "the copy differs");
     Ok(())
 }
 

@@ -17,6 +17,11 @@ pub(super) fn machinery(bench: &Bench<'_>) -> Result<()> {
     run(bench, "sliver-machinery", "sliver_vm")
 }
 
+/// What runs in one without a login.
+pub(super) fn programs(bench: &Bench<'_>) -> Result<()> {
+    run(bench, "sliver-programs", "sliver_programs")
+}
+
 /// Every known way out of one.
 pub(super) fn escapes(bench: &Bench<'_>) -> Result<()> {
     run(bench, "sliver-escapes", "sliver_escapes")

@@ -195,7 +195,7 @@ fn clocks() -> Result<i64> {
 fn perl(program: &str) -> EnterRequest {
     let run = Run::Program(vec!["/usr/bin/perl".into(), "-e".into(), format!("{PRELUDE}{program}")]);
     let stdio = [Stdio::null(), Stdio::piped(), Stdio::inherit()];
-    EnterRequest { run, environment: Vec::new(), directory: None, pty: None, stdio }
+    EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio }
 }
 
 /// Reads what a program prints until it holds what it took, or ends. Returns whether it holds, and the lines.
