@@ -57,18 +57,26 @@ pub struct Disk {
     pub(crate) bus: DiskBus,
     pub(crate) serial: Option<String>,
     pub(crate) readonly: bool,
+    pub(crate) operations_per_second: Option<u32>,
 }
 
 impl Disk {
     /// A writable disk.
     pub fn new(path: impl Into<PathBuf>, bus: DiskBus) -> Self {
-        Self { path: path.into(), bus, serial: None, readonly: false }
+        Self { path: path.into(), bus, serial: None, readonly: false, operations_per_second: None }
     }
 
     /// Sets the serial number the guest sees (20 characters at most).
     #[must_use]
     pub fn serial(mut self, serial: impl Into<String>) -> Self {
         self.serial = Some(serial.into());
+        self
+    }
+
+    /// Makes it a slow one.
+    #[must_use]
+    pub fn operations_per_second(mut self, number: u32) -> Self {
+        self.operations_per_second = Some(number);
         self
     }
 

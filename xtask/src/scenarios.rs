@@ -112,6 +112,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("own-image", image::own),
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
+    Scenario::full("sliver-rspec", machinery::rspec),
+    Scenario::full("sliver-hogs", machinery::hogs),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),

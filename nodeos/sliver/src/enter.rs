@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::SliverError,
     internal::{ENTER, become_sliver_root, helper_command},
+    rlimits,
     socket::{self, Helper, Made, Wish},
 };
 
@@ -275,6 +276,7 @@ fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
     doing("joining the control group", fs::write(order.leaf.join("cgroup.procs"), "0"))?;
     // The first to be killed when the node itself is short of memory.
     doing("setting the OOM score", fs::write("/proc/self/oom_score_adj", "500"))?;
+    doing("taking over the sliver's limits", rlimits::inherit(first))?;
     let first = doing("opening the sliver's first process", rustix::process::pidfd_open(first, PidfdFlags::empty()))?;
     // With a descriptor of it, its number may be given to another process.
     answer(control, &[JOINED], None)?;

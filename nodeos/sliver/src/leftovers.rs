@@ -70,7 +70,9 @@ impl Slivers {
             return group.remove();
         }
         group.sweep()?;
-        group.freeze(self.get(login)?.spec.life.suspended.is_some())
+        let record = self.get(login)?;
+        self.limit(&record)?;
+        group.freeze(record.spec.life.suspended.is_some())
     }
 
     /// Takes the limits off the projects no sliver has.

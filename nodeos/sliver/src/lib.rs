@@ -11,15 +11,19 @@
 mod boot;
 mod cgroup;
 mod confine;
+mod disk;
 mod enter;
 mod error;
 mod internal;
 mod leftovers;
+mod limits;
 mod node;
 mod record;
 mod remove;
+mod rlimits;
 mod slivers;
 mod socket;
+mod weights;
 
 pub use cgroup::Activity;
 pub use enter::{EnterRequest, Entered, Pty, Run};

@@ -17,6 +17,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("kernel/perf_event_paranoid", "3"),
     // Each sliver may have 256 terminals; together they must not use up all.
     ("kernel/pty/max", "262144"),
+    // Open files are memory of the sliver that has them, and bounded by that. With a bound for all, one would use up what all have.
+    ("fs/file-max", "9223372036854775807"),
     // The kernel's favourite ways to be broken, which nothing here needs.
     ("kernel/io_uring_disabled", "2"),
     ("kernel/kexec_load_disabled", "1"),
@@ -44,13 +46,7 @@ pub fn prepare_node(cgroup: &Path) -> Result<(), SliverError> {
     let controllers = [cgroup.parent().unwrap_or(cgroup), cgroup];
     for directory in controllers {
         let path = directory.join("cgroup.subtree_control");
-        for controller in ["+cpu", "+memory", "+pids", "+io"] {
-            match fs::write(&path, controller) {
-                // A controller that is not built in.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput && controller == "+io" => {}
-                result => result.at("enabling controllers in", &path)?,
-            }
-        }
+        fs::write(&path, "+cpu +cpuset +memory +pids +io").at("enabling controllers in", &path)?;
     }
     Ok(())
 }
