@@ -1,8 +1,10 @@
 //! The real machine behind [`Host`] and [`Entrance`].
 
 use std::{
+    collections::BTreeMap,
+    convert::Infallible,
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     io,
     net::IpAddr,
     os::fd::OwnedFd,
@@ -22,11 +24,15 @@ use orrery_sliver::{
     EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
 };
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    admission::Capacity,
+    busy::BusyWatch,
     central::Central,
     gate::{Entrance, Program},
     idle::IdleWatch,
+    memory::{self, Alarm, Memory, MemoryWatch, Verdict},
     paths,
     plan::Existing,
     reconcile::Host,
@@ -52,6 +58,7 @@ pub struct LinuxHost {
     supervisor: Arc<Supervisor>,
     store: Store,
     central: Arc<Central>,
+    capacity: Capacity,
 }
 
 impl LinuxHost {
@@ -64,7 +71,8 @@ impl LinuxHost {
         let slivers = Arc::new(Slivers::open(SliverPaths::default()).context("opening the slivers")?);
         let supervisor = Arc::new(Supervisor::new(slivers.clone()).context("watching the slivers")?);
         let store = Store::open(Path::new(paths::DATA)).context("opening the image store")?;
-        Ok(Self { slivers, supervisor, store, central })
+        let capacity = capacity().context("finding out what this machine has")?;
+        Ok(Self { slivers, supervisor, store, central, capacity })
     }
 
     /// Keeps what slivers run by themselves running, for ever.
@@ -82,21 +90,26 @@ impl LinuxHost {
         }
     }
 
-    /// Stops slivers that nobody uses, for ever.
-    pub fn rest_unused(&self) -> ! {
-        let mut watch = IdleWatch::default();
+    /// Stops slivers that nobody uses, and weighs guarantees against those that are busy, for ever.
+    pub fn look_after(&self) -> ! {
+        let (mut watch, mut busy) = (IdleWatch::default(), BusyWatch::default());
         loop {
-            let records = self.slivers.list().unwrap_or_else(|e| {
-                tracing::warn!("looking for unused slivers: {:#}", anyhow::Error::from(e));
+            let mut records = self.slivers.list().unwrap_or_else(|e| {
+                tracing::warn!("looking after slivers: {:#}", anyhow::Error::from(e));
                 Vec::new()
             });
-            let activity = |record: Record| {
+            let activity = |record: &Record| {
                 let login = record.login();
-                // A service that is about to be started again takes no time.
-                let used = self.supervisor.holds(&login);
-                self.slivers.activity(&login).filter(|_| !used).map(|activity| (login, activity))
+                self.slivers.activity(&login).map(|activity| (login, activity))
             };
-            for (login, activity) in watch.look(Instant::now(), records.into_iter().filter_map(activity).collect()) {
+            let mut running: BTreeMap<_, _> = records.iter().filter_map(activity).collect();
+            records.retain(|record| running.contains_key(&record.login()));
+            if let Err(e) = self.slivers.balance(&records, &busy.look(Instant::now(), &running)) {
+                tracing::warn!("weighing guarantees: {:#}", anyhow::Error::from(e));
+            }
+            // A service that is about to be started again takes no time.
+            running.retain(|login, _| !self.supervisor.holds(login));
+            for (login, activity) in watch.look(Instant::now(), running) {
                 match self.slivers.stop_unused(&login, activity) {
                     Ok(true) => println!("orrery[node] sliver {login} stopped: unused"),
                     Ok(false) => (),
@@ -105,6 +118,41 @@ impl LinuxHost {
             }
             thread::sleep(LOOK);
         }
+    }
+
+    /// Keeps slivers from using up the node's memory, for ever.
+    ///
+    /// # Errors
+    /// When this kernel does not tell how its memory is.
+    pub fn watch_memory(&self) -> Result<Infallible> {
+        let alarm = Alarm::set().context("asking for an alarm when memory is short")?;
+        let mut watch = MemoryWatch::default();
+        loop {
+            alarm.wait().context("waiting for memory to be short")?;
+            let memory = memory::now()?;
+            match watch.judge(Instant::now(), &memory, &self.slivers.memory_held()) {
+                Verdict::Calm => (),
+                Verdict::Tell => record("memory", Outcome::Info, format!("memory is tight: {memory}"), Duration::ZERO),
+                Verdict::Stop(login, held) => self.relieve(&login, held, &memory),
+                Verdict::Reboot => {
+                    let message = format!("no sliver is to blame for it, so the machine starts over: {memory}");
+                    record("memory", Outcome::Failed, message, Duration::ZERO);
+                    kill_process(Pid::INIT, Signal::TERM).context("asking PID 1 for a reboot")?;
+                }
+            }
+        }
+    }
+
+    /// Ends everything in the sliver that holds the most memory.
+    fn relieve(&self, login: &str, held: u64, memory: &Memory) {
+        let started = Instant::now();
+        let stopped = self.slivers.stop(login);
+        let why = format!("it held {} MiB, more than any other; {memory}", held >> 20);
+        let message = match stopped {
+            Ok(()) => format!("ended all that ran in {login}, as memory is short: {why}"),
+            Err(e) => format!("memory is short, and {login} could not be ended ({:#}): {why}", anyhow::Error::from(e)),
+        };
+        record("memory", Outcome::Failed, message, started.elapsed());
     }
 
     /// Makes sure that an image is unpacked: from the disk, or else from central.
@@ -140,6 +188,10 @@ impl LinuxHost {
 }
 
 impl Host for Arc<LinuxHost> {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
     fn list(&self) -> Result<Vec<Existing>> {
         let records = self.slivers.list().context("reading the slivers' records")?;
         let existing = records.into_iter().map(|record| Existing {
@@ -305,6 +357,15 @@ fn pipes(child: &mut Child) -> io::Result<SessionIo> {
 /// An error with its causes, for somebody who sees only its text.
 fn chained(error: impl Into<anyhow::Error>) -> io::Error {
     io::Error::other(format!("{:#}", error.into()))
+}
+
+/// What this machine has for slivers.
+fn capacity() -> Result<Capacity> {
+    let online = "/sys/devices/system/cpu/online";
+    let text = fs::read_to_string(online).with_context(|| format!("reading {online}"))?;
+    let cpus = text.trim().parse().with_context(|| format!("understanding {online}, which says {text:?}"))?;
+    let data = rustix::fs::statvfs(paths::DATA).with_context(|| format!("asking for the size of {}", paths::DATA))?;
+    Ok(Capacity { cpus, memory: memory::now()?.total, disk: data.f_blocks * data.f_frsize })
 }
 
 /// Where the installer and the boot stage put an image's archive.

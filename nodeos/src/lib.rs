@@ -4,12 +4,15 @@
 //! `orrery-image-store`'s; here it is decided which of them there should be.
 
 pub mod accounts;
+pub mod admission;
+pub mod busy;
 pub mod central;
 pub mod gate;
 pub mod health;
 pub mod host;
 pub mod idle;
 pub mod manager;
+pub mod memory;
 pub mod partition;
 pub mod plan;
 pub mod reconcile;

@@ -97,11 +97,15 @@ fn node_manager() -> Result<(), StageFailure> {
     let central =
         Arc::new(Central::new(&handover.config).map_err(|e| StageFailure::new(FailureClass::ConfigInvalid, e))?);
     let host = Arc::new(LinuxHost::open(central.clone()).map_err(io)?);
-    let (ahead, resting, supervising) = (host.clone(), host.clone(), host.clone());
+    let (ahead, resting, supervising, watching) = (host.clone(), host.clone(), host.clone(), host.clone());
     let serving = || {
         ready("");
-        thread::spawn(move || resting.rest_unused());
+        thread::spawn(move || resting.look_after());
         thread::spawn(move || supervising.supervise());
+        thread::spawn(move || {
+            let Err(e) = watching.watch_memory();
+            tracing::error!("nobody watches over the node's memory: {e:#}");
+        });
         // Whether central wants a sliver of it or not: it will.
         let images = handover.release;
         thread::spawn(move || images.images().for_each(|image| ahead.unpack_ahead(&image.name, &image.content)));

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use orrery_protocol::{Digest, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
 
+use crate::admission::{Capacity, refusals};
+
 /// A sliver that exists on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Existing {
@@ -51,10 +53,18 @@ impl Action {
 /// The next step of every sliver on the way from `existing` to `wanted`, in an order that frees what is no longer wanted first.
 ///
 /// A sliver whose wanted image is another than the one it started from stays as it is: its changes have no meaning on top of
-/// another image, and discarding them is its owner's decision, made by deleting or resetting it. What is refused is not acted upon,
-/// neither for a new sliver nor for an existing one.
-pub fn plan(wanted: &WantedState, existing: &[Existing]) -> Vec<Action> {
+/// another image, and discarding them is its owner's decision, made by deleting or resetting it. What is refused is not acted
+/// upon, neither for a new sliver nor for an existing one. A guarantee waits until those who are to have less do.
+pub fn plan(wanted: &WantedState, existing: &[Existing], capacity: &Capacity) -> Vec<Action> {
+    let refused = refusals(wanted, existing, capacity);
     let wanted: BTreeMap<&SliceName, &SliverSpec> = wanted.slivers.iter().map(|spec| (&spec.slice, spec)).collect();
+    let mut guaranteed: u32 = existing.iter().map(|sliver| sliver.rspec.cpu_pct).sum();
+    let mut fits = |has: u32, wants: u32| {
+        let more = wants.saturating_sub(has);
+        let fits = more == 0 || guaranteed + more <= capacity.guarantees();
+        guaranteed += if fits { more } else { 0 };
+        fits
+    };
     let mut destroy = Vec::new();
     let mut update = Vec::new();
     let mut create = wanted.clone();
@@ -62,16 +72,20 @@ pub fn plan(wanted: &WantedState, existing: &[Existing]) -> Vec<Action> {
         create.remove(&sliver.slice);
         match wanted.get(&sliver.slice) {
             None => destroy.push(Action::Destroy(sliver.slice.clone())),
-            Some(spec) => update.extend(next(spec, sliver)),
+            Some(spec) => {
+                let mut may = || !refused.contains_key(&spec.slice) && fits(sliver.rspec.cpu_pct, spec.rspec.cpu_pct);
+                update.extend(next(spec, sliver, &mut may));
+            }
         }
     }
-    let create = create.into_values().filter(|spec| refusal(spec).is_none()).cloned().map(Action::Create);
+    let create = create.into_values().filter(|spec| !refused.contains_key(&spec.slice) && fits(0, spec.rspec.cpu_pct));
+    let create: Vec<_> = create.cloned().map(Action::Create).collect();
     destroy.into_iter().chain(update).chain(create).collect()
 }
 
 /// What brings a sliver nearer to what is wanted of it. What is more urgent comes first: it stands still at once, and goes on only
-/// once all else is as wanted.
-fn next(wanted: &SliverSpec, sliver: &Existing) -> Option<Action> {
+/// once all else is as wanted. Other limits it gets if it `may`.
+fn next(wanted: &SliverSpec, sliver: &Existing, may: &mut dyn FnMut() -> bool) -> Option<Action> {
     let slice = || sliver.slice.clone();
     match (&wanted.life, &sliver.life) {
         (Life { suspended: Some(reason), .. }, now) if now.suspended.as_ref() != Some(reason) => {
@@ -79,18 +93,12 @@ fn next(wanted: &SliverSpec, sliver: &Existing) -> Option<Action> {
         }
         (life, now) if life.reset > now.reset => Some(Action::Reset(wanted.clone())),
         (life, now) if life.restart > now.restart => Some(Action::Restart(slice(), life.restart)),
-        _ if (&wanted.rspec, &wanted.startup) != (&sliver.rspec, &sliver.startup) && refusal(wanted).is_none() => {
+        _ if (&wanted.rspec, &wanted.startup) != (&sliver.rspec, &sliver.startup) && may() => {
             Some(Action::Update(wanted.clone()))
         }
         (Life { suspended: None, .. }, Life { suspended: Some(_), .. }) => Some(Action::Resume(slice())),
         _ => None,
     }
-}
-
-/// Why a sliver cannot be as wanted: limits that cannot be enforced, or programs that cannot be run.
-pub fn refusal(wanted: &SliverSpec) -> Option<String> {
-    let limits = wanted.rspec.check().map_err(|e| e.to_string());
-    limits.and_then(|()| wanted.startup.check().map_err(|e| e.to_string())).err()
 }
 
 #[cfg(test)]
@@ -101,6 +109,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::admission::tests::PLENTY;
 
     pub(crate) fn spec(name: &str, image: u8, cpu_share: u32) -> SliverSpec {
         SliverSpec {
@@ -133,7 +142,7 @@ pub(crate) mod tests {
 
     fn check(wanted: &[SliverSpec], have: &[SliverSpec], expect: &[&str]) {
         let have: Vec<_> = have.iter().map(existing).collect();
-        let actions = plan(&WantedState { slivers: wanted.to_vec(), reboot: None }, &have);
+        let actions = plan(&WantedState { slivers: wanted.to_vec(), reboot: None }, &have, &PLENTY);
         let words: Vec<_> = actions
             .iter()
             .map(|action| match action {
@@ -205,6 +214,65 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        /// Whatever is wanted one after the other, and however much of each plan succeeds.
+        #[test]
+        fn guarantees_are_never_over_committed_and_never_taken(
+            wishes in prop::collection::vec(prop::collection::btree_map("[a-f]", 0..90_u32, 0..6), 1..6),
+            luck in prop::collection::vec(any::<bool>(), 60),
+        ) {
+            let mut luck = luck.into_iter().cycle();
+            let mut have: BTreeMap<SliceName, Existing> = BTreeMap::new();
+            let total = |have: &BTreeMap<SliceName, Existing>| have.values().map(|e| e.rspec.cpu_pct).sum::<u32>();
+            let wish = |wish: BTreeMap<String, u32>| {
+                let spec = |(name, cpu_pct): (String, u32)| {
+                    let mut spec = spec(&name, 1, 100);
+                    spec.rspec.cpu_pct = cpu_pct;
+                    spec
+                };
+                WantedState { slivers: wish.into_iter().map(spec).collect(), reboot: None }
+            };
+            let wishes: Vec<_> = wishes.into_iter().map(wish).collect();
+            let mut carry_out = |wanted: &WantedState, have: &mut BTreeMap<SliceName, Existing>, fails: bool| {
+                let now: Vec<_> = have.values().cloned().collect();
+                let actions = plan(wanted, &now, &PLENTY);
+                for action in &actions {
+                    if fails && luck.next() == Some(true) {
+                        continue;
+                    }
+                    match action {
+                        Action::Destroy(slice) => drop(have.remove(slice)),
+                        Action::Update(spec) | Action::Create(spec) => drop(have.insert(spec.slice.clone(), existing(spec))),
+                        other => panic!("nobody asked for {other:?}"),
+                    }
+                    let now = have.values().map(|e| e.rspec.cpu_pct).sum::<u32>();
+                    assert!(now <= PLENTY.guarantees(), "{now} is guaranteed after {action:?}");
+                }
+                actions.is_empty()
+            };
+            for wanted in &wishes {
+                let before = have.clone();
+                carry_out(wanted, &mut have, true);
+                for spec in &wanted.slivers {
+                    let kept = before.get(&spec.slice).map_or(0, |e| e.rspec.cpu_pct.min(spec.rspec.cpu_pct));
+                    prop_assert!(have.get(&spec.slice).map_or(0, |e| e.rspec.cpu_pct) >= kept, "{} lost what it had", spec.slice);
+                }
+            }
+            // In the end, all that is not refused is there, and what is refused does not fit.
+            let last = &wishes[wishes.len() - 1];
+            let done = (0..10).any(|_| carry_out(last, &mut have, false));
+            prop_assert!(done, "plans without end");
+            let now: Vec<_> = have.values().cloned().collect();
+            let refused = refusals(last, &now, &PLENTY);
+            for spec in &last.slivers {
+                let has = have.get(&spec.slice).map(|e| e.rspec.cpu_pct);
+                if refused.contains_key(&spec.slice) {
+                    prop_assert!(total(&have) - has.unwrap_or(0) + spec.rspec.cpu_pct > PLENTY.guarantees());
+                } else {
+                    prop_assert_eq!(has, Some(spec.rspec.cpu_pct));
+                }
+            }
+        }
+
         #[test]
         fn a_plan_carried_out_leaves_nothing_to_do(wanted in any_specs(), have in any_specs()) {
             let wanted = WantedState { slivers: wanted, reboot: None };
@@ -212,7 +280,7 @@ pub(crate) mod tests {
             let kept: Vec<_> = have.values().cloned().collect();
             // A step for every part of a sliver's life, and one for its limits.
             for _ in 0..4 {
-                let actions = plan(&wanted, &have.values().cloned().collect::<Vec<_>>());
+                let actions = plan(&wanted, &have.values().cloned().collect::<Vec<_>>(), &PLENTY);
                 for action in actions {
                     match action {
                         Action::Destroy(slice) => {
@@ -243,7 +311,7 @@ pub(crate) mod tests {
                 let now = &have[&before.slice];
                 prop_assert!(now.image == before.image || now.life.reset > before.life.reset);
             }
-            prop_assert!(plan(&wanted, &have.into_values().collect::<Vec<_>>()).is_empty());
+            prop_assert!(plan(&wanted, &have.into_values().collect::<Vec<_>>(), &PLENTY).is_empty());
         }
     }
 }

@@ -10,11 +10,15 @@ use orrery_protocol::{Outcome, SliceName, SliverSpec, SliverState, SliverStatus,
 
 use crate::{
     accounts::{Account, AccountTable},
-    plan::{Action, Existing, plan, refusal},
+    admission::{Capacity, refusals},
+    plan::{Action, Existing, plan},
 };
 
 /// What can be done with slivers on a machine. Implemented by Linux, and by a simulator in tests.
 pub trait Host {
+    /// What there is for all slivers together.
+    fn capacity(&self) -> Capacity;
+
     /// All slivers.
     ///
     /// # Errors
@@ -106,7 +110,7 @@ impl<H: Host> Reconciler<H> {
                 return Progress::Idle(Some(now + FIRST_RETRY));
             }
         };
-        let actions = plan(wanted, &existing);
+        let actions = plan(wanted, &existing, &self.host.capacity());
         self.failures.retain(|_, failure| actions.contains(&failure.action));
         let due = |action: &Action| self.failures.get(action.slice()).is_none_or(|failure| failure.retry_at <= now);
         match actions.iter().find(|action| due(action)) {
@@ -120,11 +124,12 @@ impl<H: Host> Reconciler<H> {
 
     /// How every wanted sliver is.
     pub fn status(&self, wanted: &WantedState) -> Vec<SliverStatus> {
-        let existing: BTreeMap<_, _> =
-            self.host.list().unwrap_or_default().into_iter().map(|sliver| (sliver.slice.clone(), sliver)).collect();
+        let existing = self.host.list().unwrap_or_default();
+        let refused = refusals(wanted, &existing, &self.host.capacity());
+        let existing: BTreeMap<_, _> = existing.into_iter().map(|sliver| (sliver.slice.clone(), sliver)).collect();
         let status = |spec: &SliverSpec| {
             let failure = self.failures.get(&spec.slice).map(|failure| failure.message.clone());
-            let refused = refusal(spec);
+            let refused = refused.get(&spec.slice).map(|refusal| refusal.to_string());
             let sliver = existing.get(&spec.slice);
             let state = match (sliver, &failure, &refused) {
                 (Some(sliver), ..) if sliver.life.suspended.is_some() => SliverState::Suspended,
@@ -195,7 +200,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::tests::{existing, spec};
+    use crate::{
+        admission::tests::PLENTY,
+        plan::tests::{existing, spec},
+    };
 
     /// A machine on which every step fails as often as told.
     #[derive(Default)]
@@ -218,6 +226,10 @@ mod tests {
     }
 
     impl Host for &Simulator {
+        fn capacity(&self) -> Capacity {
+            PLENTY
+        }
+
         fn list(&self) -> Result<Vec<Existing>> {
             Ok(self.slivers.borrow().values().cloned().collect())
         }
@@ -326,6 +338,27 @@ mod tests {
         assert_eq!(status[0].state, SliverState::Failed);
         assert_eq!(status[0].error.as_deref(), Some("`cpu_share` must be 1 to 10000"));
         assert_eq!(accounts(&goal, &status).accounts["demo_a"].state, SliverState::Failed);
+    }
+
+    #[test]
+    fn whoever_does_not_get_more_is_told_and_keeps_what_it_has() {
+        let simulator = Simulator::default();
+        let with = |name: &str, cpu_pct| {
+            let mut spec = spec(name, 1, 100);
+            spec.rspec.cpu_pct = cpu_pct;
+            spec
+        };
+        let (a, b) = (with("a", 50), with("b", 30));
+        for spec in [&a, &b] {
+            simulator.slivers.borrow_mut().insert(spec.slice.clone(), existing(spec));
+        }
+        let goal = wanted(&[with("a", 51), b]);
+        let mut reconciler = Reconciler::new(&simulator);
+        assert_eq!(reconciler.step(&goal, Instant::now()), Progress::Idle(None));
+        let status = reconciler.status(&goal);
+        assert_eq!((status[0].state, status[1].state), (SliverState::Ready, SliverState::Ready));
+        assert!(status[0].error.as_deref().is_some_and(|e| e.contains("has 0 % left")), "{status:?}");
+        assert_eq!(simulator.slivers.borrow()[&a.slice].rspec.cpu_pct, 50);
     }
 
     #[test]

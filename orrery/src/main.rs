@@ -5,6 +5,7 @@ mod enrol;
 mod files;
 mod image;
 mod keys;
+mod limits;
 mod media;
 mod node;
 mod release;

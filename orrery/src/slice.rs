@@ -19,8 +19,9 @@ use ureq::http::Method;
 use crate::{
     context::Context,
     files,
+    limits::{self, Limits},
     slice::startup::StartupOptions,
-    units::{Limit, clean, show_bytes, table},
+    units::{clean, table},
 };
 
 #[derive(Subcommand)]
@@ -32,9 +33,9 @@ pub(crate) enum Slice {
         /// OpenSSH public keys that may log in.
         #[arg(long = "key", value_name = "FILE.pub", required = true)]
         keys: Vec<PathBuf>,
-        /// Limits of each sliver: cpu_share=100, mem_limit=256M, disk_quota=1G, pids_limit=256.
-        #[arg(long, value_name = "LIMIT=VALUE", value_delimiter = ',')]
-        rspec: Vec<Limit>,
+        /// Limits of each sliver, as mem_limit=256M,cpu_pct=50; `none` lifts one that need not be. All are in the users' guide.
+        #[arg(long, value_name = "LIMIT=VALUE,...")]
+        rspec: Vec<Limits>,
         /// The reference image that slivers start from.
         #[arg(long, default_value = "debian")]
         image: String,
@@ -52,8 +53,8 @@ pub(crate) enum Slice {
         #[arg(long = "key", value_name = "FILE.pub")]
         keys: Vec<PathBuf>,
         /// Limits to change.
-        #[arg(long, value_name = "LIMIT=VALUE", value_delimiter = ',')]
-        rspec: Vec<Limit>,
+        #[arg(long, value_name = "LIMIT=VALUE,...")]
+        rspec: Vec<Limits>,
         /// The reference image.
         #[arg(long)]
         image: Option<String>,
@@ -151,14 +152,14 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
                 Ok(_) => bail!("slice {slice} exists already: change it with `orrery slice set` or `assign`"),
             }
             let mut rspec = Rspec::default();
-            limits.into_iter().for_each(|limit| limit.apply(&mut rspec));
+            limits.iter().try_for_each(|limits| limits.apply(&mut rspec))?;
             let mut startup = Startup::default();
             options.apply(&mut startup)?;
             put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes, startup })
         }
         Slice::Set { slice, keys, rspec: limits, image, startup: options } => {
             let mut spec = get(&slice)?.spec;
-            limits.into_iter().for_each(|limit| limit.apply(&mut spec.rspec));
+            limits.iter().try_for_each(|limits| limits.apply(&mut spec.rspec))?;
             spec.image = image.unwrap_or(spec.image);
             options.apply(&mut spec.startup)?;
             if !keys.is_empty() {
@@ -217,15 +218,8 @@ fn list(slices: &[SliceRecord]) -> String {
 }
 
 fn show(SliceRecord { slice, suspended, spec }: &SliceRecord) -> String {
-    let mut rows = vec![
-        ("slice", slice.to_string()),
-        ("login", slice.login()),
-        ("image", spec.image.clone()),
-        ("cpu_share", spec.rspec.cpu_share.to_string()),
-        ("mem_limit", show_bytes(spec.rspec.mem_limit)),
-        ("disk_quota", show_bytes(spec.rspec.disk_quota)),
-        ("pids_limit", spec.rspec.pids_limit.to_string()),
-    ];
+    let mut rows = vec![("slice", slice.to_string()), ("login", slice.login()), ("image", spec.image.clone())];
+    rows.extend(limits::show(&spec.rspec));
     rows.extend(startup::rows(&spec.startup));
     rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
     rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));

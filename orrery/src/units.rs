@@ -2,8 +2,7 @@
 
 use std::{fmt::Write, str::FromStr};
 
-use anyhow::{Context, Result, anyhow};
-use orrery_protocol::Rspec;
+use anyhow::{Result, anyhow};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// A size in bytes: `1000`, `64K`, `512M`, `2G`, `1T` (binary multiples, an `iB` may follow).
@@ -47,42 +46,6 @@ impl FromStr for Seconds {
             _ => return Err(bad()),
         };
         number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).map(Self).ok_or_else(bad)
-    }
-}
-
-/// One limit of an rspec: `mem_limit=64M`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit {
-    Cpu(u32),
-    Memory(u64),
-    Disk(u64),
-    Processes(u32),
-}
-
-impl FromStr for Limit {
-    type Err = anyhow::Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        let (name, value) = s.split_once('=').context("write a limit as name=value")?;
-        let number = || value.parse().with_context(|| format!("`{value}` is not a number"));
-        Ok(match name {
-            "cpu_share" => Self::Cpu(number()?),
-            "pids_limit" => Self::Processes(number()?),
-            "mem_limit" => Self::Memory(value.parse::<Bytes>()?.0),
-            "disk_quota" => Self::Disk(value.parse::<Bytes>()?.0),
-            _ => return Err(anyhow!("the limits are cpu_share, mem_limit, disk_quota and pids_limit, not `{name}`")),
-        })
-    }
-}
-
-impl Limit {
-    pub(crate) fn apply(self, rspec: &mut Rspec) {
-        match self {
-            Self::Cpu(n) => rspec.cpu_share = n,
-            Self::Memory(n) => rspec.mem_limit = n,
-            Self::Disk(n) => rspec.disk_quota = n,
-            Self::Processes(n) => rspec.pids_limit = n,
-        }
     }
 }
 
@@ -160,15 +123,6 @@ mod tests {
         check("d", None);
         check("", None);
         check("3é", None);
-    }
-
-    #[test]
-    fn limits() {
-        let check = |text: &str, expect: Option<Limit>| assert_eq!(text.parse::<Limit>().ok(), expect, "{text}");
-        check("cpu_share=7", Some(Limit::Cpu(7)));
-        check("mem_limit=64M", Some(Limit::Memory(64 << 20)));
-        check("mem_limit", None);
-        check("color=1", None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod artifact;
 mod chunks;
 mod cidr;
 mod config_area;
+mod cpus;
 mod digest;
 mod envelope;
 mod json;
@@ -19,6 +20,7 @@ mod node_config;
 mod recovery;
 mod release;
 mod report;
+mod rspec;
 mod script;
 mod sliver;
 mod startup;
@@ -28,6 +30,7 @@ pub use artifact::{ArtifactRef, Mismatch, VerifyingReader};
 pub use chunks::{Chunk, ChunkIndex, ChunkIndexError, MAX_CHUNK};
 pub use cidr::{Cidr, CidrError};
 pub use config_area::{AREA_BYTES, AreaError, blank_area, decode_area, encode_area, find_area};
+pub use cpus::{CpuSet, CpuSetError};
 pub use digest::{Digest, ParseDigestError, Sha256};
 pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot, Verified, sign};
 pub use json::JsonError;
@@ -41,7 +44,8 @@ pub use report::{
     BootState, DiskFacts, EnrolRequest, Enrolled, Event, EventBatch, Facts, FailedTrial, LogBatch, MemoryFacts,
     NicFacts, NodeStatus, Outcome, Refusal, RunLevel, SliverState, SliverStatus, UnknownWord,
 };
+pub use rspec::{Rspec, RspecError};
 pub use script::{BootScript, ScriptContext, ScriptKind, ScriptRefused, Waiver};
-pub use sliver::{ImageRef, Life, Rspec, RspecError, SliceName, SliceNameError, SliverSpec, WantedState};
+pub use sliver::{ImageRef, Life, SliceName, SliceNameError, SliverSpec, WantedState};
 pub use startup::{MAX_INITSCRIPT, Restart, RunConfig, Service, Startup, StartupError};
 pub use trust::{Root, TrustRefused, TrustUpdate};

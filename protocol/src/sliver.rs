@@ -5,7 +5,7 @@ use core::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{artifact::ArtifactRef, startup::Startup};
+use crate::{artifact::ArtifactRef, rspec::Rspec, startup::Startup};
 
 /// A slice's name: `<authority>/<name>`, both of lower-case letters and digits, starting with a letter, at
 /// most 32 characters together.
@@ -79,60 +79,6 @@ impl Serialize for SliceName {
 impl<'de> Deserialize<'de> for SliceName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-/// A resource specification: the limits of one sliver. Every field has a default, so no sliver is unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Rspec {
-    /// Weight among slivers competing for CPU, 1 to 10,000 (cgroup v2 `cpu.weight`); 100 is the default.
-    pub cpu_share: u32,
-    /// Memory, in bytes.
-    pub mem_limit: u64,
-    /// Private disk space, in bytes.
-    pub disk_quota: u64,
-    /// Processes and threads.
-    pub pids_limit: u32,
-}
-
-impl Default for Rspec {
-    fn default() -> Self {
-        Self { cpu_share: 100, mem_limit: 256 << 20, disk_quota: 1 << 30, pids_limit: 256 }
-    }
-}
-
-/// A limit outside of what can be enforced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RspecError {
-    /// The field.
-    pub field: &'static str,
-    /// What it may be.
-    pub range: &'static str,
-}
-
-impl fmt::Display for RspecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` must be {}", self.field, self.range)
-    }
-}
-
-impl core::error::Error for RspecError {}
-
-impl Rspec {
-    /// Checks every limit against its range.
-    ///
-    /// # Errors
-    /// The first one outside.
-    pub fn check(&self) -> Result<(), RspecError> {
-        let fail = |field, range| Err(RspecError { field, range });
-        match self {
-            s if !(1..=10_000).contains(&s.cpu_share) => fail("cpu_share", "1 to 10000"),
-            s if !(8 << 20..=1 << 50).contains(&s.mem_limit) => fail("mem_limit", "8 MiB to 1 PiB"),
-            s if !(1 << 20..=1 << 50).contains(&s.disk_quota) => fail("disk_quota", "1 MiB to 1 PiB"),
-            s if !(8..=4_194_304).contains(&s.pids_limit) => fail("pids_limit", "8 to 4194304"),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -223,19 +169,5 @@ mod tests {
         spec.life = Life { suspended: Some("abuse".into()), reset: 7, restart: 0 };
         let again: SliverSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(again, spec);
-    }
-
-    #[test]
-    fn rspec_ranges() {
-        let check = |change: fn(&mut Rspec), field: Option<&str>| {
-            let mut rspec = Rspec::default();
-            change(&mut rspec);
-            assert_eq!(rspec.check().err().map(|e| e.field), field);
-        };
-        check(|_| (), None);
-        check(|r| r.cpu_share = 0, Some("cpu_share"));
-        check(|r| r.mem_limit = 1, Some("mem_limit"));
-        check(|r| r.disk_quota = 0, Some("disk_quota"));
-        check(|r| r.pids_limit = 0, Some("pids_limit"));
     }
 }

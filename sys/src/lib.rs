@@ -4,6 +4,7 @@ pub mod descriptor;
 pub mod kexec;
 pub mod namespace;
 pub mod quota;
+pub mod rlimit;
 pub mod seccomp;
 pub mod session;
 pub mod spawn;

@@ -117,6 +117,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-service", service::service),
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::full("sliver-programs", machinery::programs),
+    Scenario::full("sliver-rspec", machinery::rspec),
+    Scenario::full("sliver-hogs", machinery::hogs),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-interruptions", machinery::interruptions),
     Scenario::full("manager-killed", killed::manager),

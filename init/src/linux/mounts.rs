@@ -96,7 +96,7 @@ pub(super) fn make_run_dir(boot_id: &str) -> Option<String> {
 
 /// The node's services and the slivers, each under a parent of their own.
 pub(super) fn set_up_cgroups() -> Vec<String> {
-    const CONTROLLERS: &str = "+cpu +memory +pids +io";
+    const CONTROLLERS: &str = "+cpu +cpuset +memory +pids +io";
     let mut troubles = Vec::new();
     let mut note = |what: &str, result: io::Result<()>| {
         if let Err(error) = result {

@@ -10,13 +10,19 @@ use std::{
 use orrery_protocol::Rspec;
 use rustix::process::Pid;
 
-use crate::error::{At, SliverError};
+use crate::{
+    disk,
+    error::{At, SliverError},
+};
 
 /// How long a group may take to stand still. A process that waits for a disk does so only once it is served.
 const FREEZING: Duration = Duration::from_secs(10);
 
 /// What the names of sessions' leaves begin with. Other leaves last as long as the sliver runs.
 pub(crate) const SESSION: &str = "session-";
+
+/// Over which a cap on processor time is kept, in microseconds; the kernel's default.
+const CPU_PERIOD: u64 = 100_000;
 
 /// What has gone on in a running sliver so far. Equal values at two moments say that nothing ran in between: whatever does takes
 /// processor time.
@@ -56,17 +62,44 @@ impl ControlGroup {
         self.path.join("init")
     }
 
-    /// Makes the group if there is none, and sets its limits.
-    pub(crate) fn limit(&self, rspec: &Rspec) -> Result<(), SliverError> {
-        fs::create_dir_all(&self.path).at("making", &self.path)?;
-        self.write("cpu.weight", &rspec.cpu_share.to_string())?;
-        self.write("memory.max", &rspec.mem_limit.to_string())?;
-        // Absent without swap support in the kernel. Nothing of a sliver goes to swap: its limit is one of memory.
+    /// Makes the group if there is none, and sets its limits, on `disk` too if there are any. What a new group has by itself is
+    /// not written.
+    ///
+    /// The weight of a sliver with a guarantee is a generous one until [`ControlGroup::set_weight`] sets that which it needs.
+    pub(crate) fn limit(
+        &self,
+        rspec: &Rspec,
+        disk: impl Fn() -> Result<String, SliverError>,
+    ) -> Result<(), SliverError> {
+        let fresh = match fs::create_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            result => result.map(|()| true).at("making", &self.path)?,
+        };
+        let set = |name: &str, value: &str, own: &str| {
+            if fresh && value == own { Ok(()) } else { self.write(name, value) }
+        };
+        let weight = rspec.cpu_share.saturating_add(rspec.cpu_pct.saturating_mul(100)).min(10_000);
+        set("cpu.weight", &weight.to_string(), "100")?;
+        let quota = match rspec.cpu_cap_pct {
+            0 => "max".to_owned(),
+            cap => (u64::from(cap) * CPU_PERIOD / 100).to_string(),
+        };
+        set("cpu.max", &format!("{quota} {CPU_PERIOD}"), "max 100000")?;
+        let cpus = if rspec.cpus.is_empty() && !fresh { self.all_cpus()? } else { rspec.cpus.to_string() };
+        set("cpuset.cpus", &cpus, "")?;
+        set("memory.max", &rspec.mem_limit.to_string(), "max")?;
+        // Absent without swap support in the kernel.
         if self.path.join("memory.swap.max").exists() {
-            self.write("memory.swap.max", "0")?;
+            set("memory.swap.max", &rspec.swap_limit.to_string(), "max")?;
         }
-        self.write("pids.max", &rspec.pids_limit.to_string())?;
-        self.write("cgroup.subtree_control", "+memory +pids")?;
+        set("pids.max", &rspec.pids_limit.to_string(), "max")?;
+        set("io.weight", &rspec.io_weight.to_string(), "100")?;
+        // The first line in it makes the kernel count for each request to that disk.
+        if disk::is_capped(rspec) || !fresh && fs::read_to_string(self.path.join("io.max")).is_ok_and(|t| !t.is_empty())
+        {
+            self.write("io.max", &disk::caps(rspec, &disk()?))?;
+        }
+        set("cgroup.subtree_control", "+memory +pids", "")?;
         let init = self.init();
         fs::create_dir_all(&init).at("making", &init)
     }
@@ -91,6 +124,38 @@ impl ControlGroup {
         let leaf = Self { path: self.leaf(name) };
         let Ok(events) = fs::File::open(leaf.path.join("cgroup.events")) else { return true };
         wait_for(&events, Some(patience), || !leaf.event("populated 1")).is_ok()
+    }
+
+    /// All CPUs that slivers may run on: what a group with processes has to name, once it named some.
+    fn all_cpus(&self) -> Result<String, SliverError> {
+        let path = self.path.with_file_name("cpuset.cpus.effective");
+        Ok(fs::read_to_string(&path).at("reading", &path)?.trim().to_owned())
+    }
+
+    /// Sets the weight among slivers that compete for CPU time.
+    pub(crate) fn set_weight(&self, weight: u32) -> Result<(), SliverError> {
+        let path = self.path.join("cpu.weight");
+        let weight = weight.to_string();
+        if fs::read_to_string(&path).is_ok_and(|now| now.trim() == weight) {
+            return Ok(());
+        }
+        match fs::write(&path, weight) {
+            // It stopped meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.at("writing", &path),
+        }
+    }
+
+    /// Every process in the group.
+    pub(crate) fn all_processes(&self) -> Vec<Pid> {
+        let mut found = Vec::new();
+        let mut pending = vec![self.path.clone()];
+        while let Some(group) = pending.pop() {
+            found.extend(processes(&group).unwrap_or_default());
+            let entries = fs::read_dir(&group).into_iter().flatten().flatten();
+            pending.extend(entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+        }
+        found
     }
 
     /// Makes a leaf for a session. Leaves that emptied are removed on the way.
@@ -174,6 +239,15 @@ impl ControlGroup {
         let cpu = fs::read_to_string(self.path.join("cpu.stat")).ok()?;
         let cpu_microseconds = cpu.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())?;
         Some(Activity { processes: self.usage().1, cpu_microseconds })
+    }
+
+    /// Bytes of memory in use that the kernel cannot just drop, if there is the group.
+    pub(crate) fn memory_held(&self) -> Option<u64> {
+        let stat = fs::read_to_string(self.path.join("memory.stat")).ok()?;
+        let cached =
+            stat.lines().filter_map(|line| line.strip_prefix("active_file ").or(line.strip_prefix("inactive_file ")));
+        let cached: u64 = cached.filter_map(|bytes| bytes.parse::<u64>().ok()).sum();
+        Some(self.usage().0.saturating_sub(cached))
     }
 
     /// Bytes of memory in use, and processes, or zeros when nothing runs.

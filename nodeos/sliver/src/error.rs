@@ -50,6 +50,14 @@ pub enum SliverError {
         /// What happened.
         source: io::Error,
     },
+    /// Limits of single processes could not be set.
+    #[error("limiting the processes of `{login}`")]
+    Processes {
+        /// The sliver.
+        login: String,
+        /// What happened.
+        source: io::Error,
+    },
     /// The helper that starts a sliver failed.
     #[error("starting `{login}`: {message}")]
     Start {

@@ -12,6 +12,7 @@
 mod boot;
 mod cgroup;
 mod confine;
+mod disk;
 mod enter;
 mod error;
 mod first;
@@ -20,14 +21,17 @@ mod internal;
 mod keep;
 mod keeper;
 mod leftovers;
+mod limits;
 mod log;
 mod node;
 mod record;
 mod remove;
+mod rlimits;
 mod session;
 mod slivers;
 mod socket;
 mod user;
+mod weights;
 
 pub use cgroup::Activity;
 pub use enter::{EnterRequest, Entered, Pty, Run};

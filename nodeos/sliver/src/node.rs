@@ -50,13 +50,7 @@ pub fn prepare_node(cgroup: &Path) -> Result<(), SliverError> {
     let controllers = [cgroup.parent().unwrap_or(cgroup), cgroup];
     for directory in controllers {
         let path = directory.join("cgroup.subtree_control");
-        for controller in ["+cpu", "+memory", "+pids", "+io"] {
-            match fs::write(&path, controller) {
-                // A controller that is not built in.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput && controller == "+io" => {}
-                result => result.at("enabling controllers in", &path)?,
-            }
-        }
+        fs::write(&path, "+cpu +cpuset +memory +pids +io").at("enabling controllers in", &path)?;
     }
     Ok(())
 }

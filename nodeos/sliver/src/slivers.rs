@@ -25,8 +25,6 @@ use crate::{
     socket::{Made, Wish},
 };
 
-/// A disk quota of bytes is also one of files: one for so many bytes, the ratio ext4 makes inodes at.
-const BYTES_PER_INODE: u64 = 16 * 1024;
 /// A record, in a sliver's directory.
 const RECORD: &str = "sliver.json";
 /// A directory with this prefix is no sliver: one being made or destroyed.
@@ -302,13 +300,11 @@ impl Slivers {
     /// Puts the limits of a record in force.
     pub(crate) fn limit(&self, record: &Record) -> Result<(), SliverError> {
         self.limit_disk(record)?;
-        let group = self.group(&record.login());
-        if group.first_process().is_some() { group.limit(&record.spec.rspec) } else { Ok(()) }
+        if self.is_running(&record.login()) { self.limit_group(record) } else { Ok(()) }
     }
 
     fn limit_disk(&self, record: &Record) -> Result<(), SliverError> {
-        let bytes = record.spec.rspec.disk_quota;
-        self.set_quota(record, bytes, (bytes / BYTES_PER_INODE).max(64))
+        self.set_quota(record, record.spec.rspec.disk_quota, record.spec.rspec.inodes())
     }
 
     fn set_quota(&self, record: &Record, bytes: u64, inodes: u64) -> Result<(), SliverError> {
@@ -329,8 +325,8 @@ impl Slivers {
 
     pub(crate) fn start_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
         let record = self.get(login)?;
-        if let Some(reason) = record.spec.life.suspended {
-            return Err(SliverError::Suspended { slice: record.spec.slice, reason });
+        if let Some(reason) = &record.spec.life.suspended {
+            return Err(SliverError::Suspended { slice: record.spec.slice, reason: reason.clone() });
         }
         let group = self.group(login);
         if group.first_process().is_some() {
@@ -338,7 +334,7 @@ impl Slivers {
         }
         // A session may have outlived the first process in its last moments.
         group.kill()?;
-        group.limit(&record.spec.rspec)?;
+        self.limit_group(&record)?;
         let directory = self.directory(login);
         let scratch = self.paths.run.join(login);
         fs::create_dir_all(&scratch).at("making", &scratch)?;
@@ -357,7 +353,7 @@ impl Slivers {
                 return Err(SliverError::Path { doing: "using as a layer", path: path.clone(), source });
             }
         }
-        boot::start(login, &order, &lock.0).inspect_err(|_| {
+        boot::start(login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(|_| {
             // What failed to start is what matters to the caller.
             let _ = group.kill();
         })

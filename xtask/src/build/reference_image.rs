@@ -42,16 +42,25 @@ struct Image {
 /// # Errors
 /// When mmdebstrap fails in every mode that this machine may allow.
 pub(crate) fn build(workspace: &Workspace) -> Result<Entry> {
+    build_with(workspace, NAME, &[])
+}
+
+/// Builds the same image with further packages in it, under a name of its own: what tests bring into slivers.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_with(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Entry> {
     let path = workspace.root.join("packages").join(NAME).join("recipe.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let image: Image = toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))?;
+    let mut image: Image = toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))?;
+    image.packages.extend(packages.iter().map(|package| (*package).to_owned()));
     let apt = Apt::open(workspace, Freshness::Daily)?;
     let mut inputs = Inputs::default();
     inputs.add("runner", "version", REVISION);
     inputs.add("suite", "codename", &apt.codename);
     inputs.add("recipe", NAME, &format!("{:?} {:?} {:?}", image.packages, image.exclude, image.include));
-    store::get_or_build(workspace, NAME, &inputs, |folder| {
-        let step = Step::start(NAME, &format!("building {} ({})", image.summary, apt.codename));
+    store::get_or_build(workspace, name, &inputs, |folder| {
+        let step = Step::start(name, &format!("building {} ({})", image.summary, apt.codename));
         let tar = folder.join("debian.tar");
         make_tree(workspace, &apt, &image, folder, &tar)?;
         step.now("compressing");
