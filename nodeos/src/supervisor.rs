@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orrery_sliver::{Record, Role, Slivers};
+use orrery_sliver::{Record, Role, SliverError, Slivers};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec},
     fs::inotify,
@@ -181,8 +181,16 @@ impl Supervisor {
         if self.shared().busy.contains_key(login) {
             return;
         }
-        // Destroyed ones want nothing.
-        let record = self.slivers.get(login).ok();
+        let record = match self.slivers.get(login) {
+            Ok(record) => Some(record),
+            // It was destroyed, and wants nothing.
+            Err(SliverError::Unknown(_)) => None,
+            Err(e) => {
+                tracing::warn!("looking at the programs of {login}: {:#}", anyhow::Error::from(e));
+                watched.look_at = Some(Instant::now() + LOOK);
+                return;
+            }
+        };
         let wish = record.as_ref().map(wish).unwrap_or_default();
         let Some(seen) = self.see(login, watched) else { return };
         let decision = watched.supervision.look(&wish, &seen, Instant::now(), jitter());

@@ -365,7 +365,7 @@ fn oldest_inside(group: &ControlGroup) -> Option<OwnedFd> {
         // The 22nd field; the second, a name in brackets, may have blanks.
         let stat = fs::read(format!("{proc}/stat")).ok()?;
         let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
-        std::str::from_utf8(&stat[after..]).ok()?.split(' ').nth(19)?.parse().ok()
+        std::str::from_utf8(stat.get(after..)?).ok()?.split(' ').nth(19)?.parse().ok()
     };
     let inside = processes(&leaf).ok()?.into_iter().filter_map(|pid| Some((started(pid)?, pid)));
     let (_, oldest) = inside.min_by_key(|(started, pid)| (*started, pid.as_raw_nonzero()))?;
