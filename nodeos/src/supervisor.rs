@@ -1,5 +1,5 @@
-//! Carries out what [`crate::service`] decides, on slivers: one thread that waits for keepers' ends and notes, for slivers that
-//! start, for changed records, and for the time to try again.
+//! Carries out what [`crate::service`] decides, on slivers: one thread that waits for keepers' ends, for notes of theirs and of
+//! slivers' starts, for changed records, and for the time to try again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +37,7 @@ pub struct Supervisor {
     slivers: Arc<Slivers>,
     /// Tells of a slice whose turn it is.
     wake: OwnedFd,
-    /// What starts and notes are told by.
+    /// Tells of notes.
     watch: OwnedFd,
     shared: Mutex<Shared>,
 }
@@ -91,7 +91,6 @@ impl Supervisor {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&watch, slivers.notes(), inotify::WatchFlags::MOVED_TO)?;
-        inotify::add_watch(&watch, slivers.groups(), inotify::WatchFlags::CREATE)?;
         Ok(Self { slivers, wake, watch, shared: Mutex::default() })
     }
 
@@ -166,9 +165,7 @@ impl Supervisor {
         let mut events = inotify::Reader::new(&self.watch, &mut buffer);
         while let Ok(event) = events.next() {
             let name = event.file_name().map(CStr::to_string_lossy).unwrap_or_default();
-            // A note's name, or that of a sliver that is about to start.
-            let login = Slivers::noted(&name).map_or(&*name, |(login, _)| login);
-            turn.insert(login.to_owned());
+            turn.extend(Slivers::noted(&name).map(str::to_owned));
         }
         turn
     }
