@@ -1,5 +1,5 @@
-//! Carries out what [`crate::service`] decides, on slivers: one thread that waits for keepers' ends and notes, for slivers that
-//! start, for changed records, and for the time to try again.
+//! Carries out what [`crate::service`] decides, on slivers: one thread that waits for keepers' ends, for notes of theirs and of
+//! slivers' starts, for changed records, and for the time to try again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orrery_sliver::{Record, Role, Slivers};
+use orrery_sliver::{Record, Role, SliverError, Slivers};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec},
     fs::inotify,
@@ -37,7 +37,7 @@ pub struct Supervisor {
     slivers: Arc<Slivers>,
     /// Tells of a slice whose turn it is.
     wake: OwnedFd,
-    /// What starts and notes are told by.
+    /// Tells of notes.
     watch: OwnedFd,
     shared: Mutex<Shared>,
 }
@@ -91,7 +91,6 @@ impl Supervisor {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&watch, slivers.notes(), inotify::WatchFlags::MOVED_TO)?;
-        inotify::add_watch(&watch, slivers.groups(), inotify::WatchFlags::CREATE)?;
         Ok(Self { slivers, wake, watch, shared: Mutex::default() })
     }
 
@@ -166,9 +165,7 @@ impl Supervisor {
         let mut events = inotify::Reader::new(&self.watch, &mut buffer);
         while let Ok(event) = events.next() {
             let name = event.file_name().map(CStr::to_string_lossy).unwrap_or_default();
-            // A note's name, or that of a sliver that is about to start.
-            let login = Slivers::noted(&name).map_or(&*name, |(login, _)| login);
-            turn.insert(login.to_owned());
+            turn.extend(Slivers::noted(&name).map(str::to_owned));
         }
         turn
     }
@@ -181,8 +178,16 @@ impl Supervisor {
         if self.shared().busy.contains_key(login) {
             return;
         }
-        // Destroyed ones want nothing.
-        let record = self.slivers.get(login).ok();
+        let record = match self.slivers.get(login) {
+            Ok(record) => Some(record),
+            // It was destroyed, and wants nothing.
+            Err(SliverError::Unknown(_)) => None,
+            Err(e) => {
+                tracing::warn!("looking at the programs of {login}: {:#}", anyhow::Error::from(e));
+                watched.look_at = Some(Instant::now() + LOOK);
+                return;
+            }
+        };
         let wish = record.as_ref().map(wish).unwrap_or_default();
         let Some(seen) = self.see(login, watched) else { return };
         let decision = watched.supervision.look(&wish, &seen, Instant::now(), jitter());

@@ -214,6 +214,12 @@ fn script(bench: &Bench) -> Result<()> {
     bench.stop()?;
     keeper.wait()?;
     ensure!(!bench.slivers.has_run(LOGIN, Role::Initscript), "it counts as run before the start");
+    // Whoever starts it, the node manager gets word.
+    let word = bench.slivers.notes().join(format!("{LOGIN}.started"));
+    fs::remove_file(&word).context("no word of the first start")?;
+    bench.inside("true")?;
+    ensure!(word.exists() && !bench.slivers.has_run(LOGIN, Role::Initscript), "no word of a login's start");
+    bench.stop()?;
     let log = bench.log()?;
     let parts =
         [" node starting the initscript\n", " initscript to the log\n", " node initscript ended with status 0\n"];

@@ -43,6 +43,10 @@ pub(crate) const KEEPERS: &str = "keepers";
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// How long its keeper may take to write down how that went.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The note that a sliver was started.
+const STARTED: &str = "started";
+/// What notes are called after the sliver's login.
+const NOTES: [&str; 3] = [Role::Initscript.word(), Role::Service.word(), STARTED];
 /// How much of a service's command the log shows, in characters.
 const TITLE: usize = 200;
 /// The most an image's description may have, in bytes.
@@ -61,7 +65,7 @@ impl Role {
     pub(crate) const ALL: [Self; 2] = [Self::Initscript, Self::Service];
 
     /// The name of its leaf, of its source in the log, and of its note.
-    pub fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Self::Initscript => "initscript",
             Self::Service => "service",
@@ -253,20 +257,16 @@ impl Slivers {
         Ok(())
     }
 
-    /// Where runs are noted. A note is renamed to its name there, so that whoever watches the directory is told.
+    /// Where runs are noted, and starts of slivers with an initscript. A note is renamed to its name there, so that whoever watches
+    /// the directory is told.
     pub fn notes(&self) -> &Path {
         &self.paths.run
     }
 
-    /// The group in which a directory of a sliver's login appears when it is about to start.
-    pub fn groups(&self) -> &Path {
-        &self.paths.cgroup
-    }
-
-    /// The sliver and program of a note, by its file name.
-    pub fn noted(name: &str) -> Option<(&str, Role)> {
+    /// The login of the sliver that a note is about, by its file name.
+    pub fn noted(name: &str) -> Option<&str> {
         let (login, word) = name.split_once('.')?;
-        Some((login, Role::ALL.into_iter().find(|role| role.word() == word)?))
+        NOTES.contains(&word).then_some(login)
     }
 
     /// Prints a sliver's log, oldest line first, to `stdout`, and goes on with what is added if it is to `follow`. The process leads a
@@ -297,25 +297,38 @@ impl Slivers {
 
     pub(crate) fn note(&self, login: &str, role: Role, kept: &Kept) -> Result<(), SliverError> {
         let path = self.note_path(login, role);
+        self.replace_note(&path, &serde_json::to_vec(kept).map_err(io::Error::from).at("writing", &path)?)
+    }
+
+    /// Leaves word that a sliver was started, if it has an initscript that is to be run now.
+    pub(crate) fn note_start(&self, record: &Record) {
+        if record.spec.startup.initscript.is_some() {
+            let path = self.paths.run.join(format!("{}.{STARTED}", record.login()));
+            // Whoever waits for it looks from time to time all the same.
+            self.replace_note(&path, b"").unwrap_or_else(|error| tracing::warn!("noting a start: {error}"));
+        }
+    }
+
+    fn replace_note(&self, path: &Path, text: &[u8]) -> Result<(), SliverError> {
         // A name that is none of a note's.
-        let new = self.paths.run.join(format!("{login}.{}.new", role.word()));
-        let text = serde_json::to_vec(kept).map_err(io::Error::from).at("writing", &new)?;
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
         fs::write(&new, text).at("writing", &new)?;
-        fs::rename(&new, &path).at("replacing", &path)
+        fs::rename(&new, path).at("replacing", path)
     }
 
     /// Forgets what is noted of a sliver that is gone.
     pub(crate) fn forget_kept(&self, login: &str) {
-        for role in Role::ALL {
+        for word in NOTES {
             // There may be none.
-            let _ = fs::remove_file(self.note_path(login, role));
+            let _ = fs::remove_file(self.paths.run.join(format!("{login}.{word}")));
         }
     }
 
     /// The slivers of which something is noted.
     pub(crate) fn kept_logins(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.paths.run).into_iter().flatten().flatten();
-        entries.filter_map(|entry| Some(Self::noted(entry.file_name().to_str()?)?.0.to_owned())).collect()
+        entries.filter_map(|entry| Some(Self::noted(entry.file_name().to_str()?)?.to_owned())).collect()
     }
 
     /// The keeper of this run, if it is there. Nobody but keepers is in their leaf.
@@ -365,7 +378,7 @@ fn oldest_inside(group: &ControlGroup) -> Option<OwnedFd> {
         // The 22nd field; the second, a name in brackets, may have blanks.
         let stat = fs::read(format!("{proc}/stat")).ok()?;
         let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
-        std::str::from_utf8(&stat[after..]).ok()?.split(' ').nth(19)?.parse().ok()
+        std::str::from_utf8(stat.get(after..)?).ok()?.split(' ').nth(19)?.parse().ok()
     };
     let inside = processes(&leaf).ok()?.into_iter().filter_map(|pid| Some((started(pid)?, pid)));
     let (_, oldest) = inside.min_by_key(|(started, pid)| (*started, pid.as_raw_nonzero()))?;
@@ -464,8 +477,9 @@ mod tests {
     #[test]
     fn notes_are_told_from_other_files() {
         let check = |name, expect| assert_eq!(Slivers::noted(name), expect, "{name}");
-        check("a_b.service", Some(("a_b", Role::Service)));
-        check("a_b.initscript", Some(("a_b", Role::Initscript)));
+        check("a_b.service", Some("a_b"));
+        check("a_b.initscript", Some("a_b"));
+        check("a_b.started", Some("a_b"));
         check("a_b.lock", None);
         check("a_b.service.new", None);
         check("a_b", None);

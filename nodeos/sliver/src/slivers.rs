@@ -356,7 +356,9 @@ impl Slivers {
         boot::start(login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(|_| {
             // What failed to start is what matters to the caller.
             let _ = group.kill();
-        })
+        })?;
+        self.note_start(&record);
+        Ok(())
     }
 
     /// Whether the sliver runs.

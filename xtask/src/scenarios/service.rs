@@ -136,9 +136,6 @@ fn make_layout(folder: &Path, busybox: &Path, server: &Path) -> Result<()> {
     let umoci = |line: &str| command::output(Command::new("umoci").current_dir(folder).args(line.split(' '))).map(drop);
     umoci("init --layout layout")?;
     umoci("new --image layout:v1")?;
-    umoci(
-        "config --image layout:v1 --config.entrypoint /bin/server --config.cmd serve --config.user web --config.env PORT=8080",
-    )?;
     umoci("unpack --image layout:v1 bundle")?;
     let root = folder.join("bundle/rootfs");
     for name in ["bin", "etc", "root", "tmp"] {
@@ -152,5 +149,7 @@ fn make_layout(folder: &Path, busybox: &Path, server: &Path) -> Result<()> {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name))
             .with_context(|| format!("linking {name}"))?;
     }
-    umoci("repack --image layout:v1 bundle")
+    umoci("repack --image layout:v1 bundle")?;
+    let program = "--config.entrypoint /bin/server --config.cmd serve --config.env PORT=8080 --config.user web";
+    umoci(&format!("config --image layout:v1 {program}"))
 }
