@@ -132,11 +132,11 @@ impl LinuxHost {
             let memory = memory::now()?;
             match watch.judge(Instant::now(), &memory, &self.slivers.memory_held()) {
                 Verdict::Calm => (),
-                Verdict::Tell => record("memory", Outcome::Info, format!("memory is tight: {memory}"), Duration::ZERO),
+                Verdict::Tell => report("memory", Outcome::Info, format!("memory is tight: {memory}"), Duration::ZERO),
                 Verdict::Stop(login, held) => self.relieve(&login, held, &memory),
                 Verdict::Reboot => {
                     let message = format!("no sliver is to blame for it, so the machine starts over: {memory}");
-                    record("memory", Outcome::Failed, message, Duration::ZERO);
+                    report("memory", Outcome::Failed, message, Duration::ZERO);
                     kill_process(Pid::INIT, Signal::TERM).context("asking PID 1 for a reboot")?;
                 }
             }
@@ -152,7 +152,7 @@ impl LinuxHost {
             Ok(()) => format!("ended all that ran in {login}, as memory is short: {why}"),
             Err(e) => format!("memory is short, and {login} could not be ended ({:#}): {why}", anyhow::Error::from(e)),
         };
-        record("memory", Outcome::Failed, message, started.elapsed());
+        report("memory", Outcome::Failed, message, started.elapsed());
     }
 
     /// Makes sure that an image is unpacked: from the disk, or else from central.

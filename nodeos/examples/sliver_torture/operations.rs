@@ -332,6 +332,7 @@ fn rspec(limits: usize) -> Rspec {
         mem_limit: (64 + limits as u64 % 64) << 20,
         disk_quota: (32 + limits as u64 % 32) << 20,
         pids_limit: 32 + limits as u32 % 40,
+        ..Rspec::default()
     }
 }
 

@@ -6,7 +6,7 @@ use orrery_protocol::Rspec;
 use orrery_sys::rlimit;
 use rustix::{
     io::Errno,
-    process::{Pid, Resource, Rlimit, prlimit, setrlimit},
+    process::{Pid, Resource, Rlimit, prlimit},
 };
 
 /// Files that a process may open without asking for more, as ever: programs that use `select(2)` know no higher numbers.
@@ -62,14 +62,6 @@ pub(crate) fn apply(rspec: &Rspec, first: Pid, list: impl Fn() -> Vec<Pid>) -> i
         }
         // Last: whoever is interrupted before that begins again.
         prlimit(Some(first), resource, after)?;
-    }
-    Ok(())
-}
-
-/// Takes the limits of a sliver's first process over, as a child of it would have them.
-pub(crate) fn inherit(first: Pid) -> io::Result<()> {
-    for resource in RESOURCES {
-        setrlimit(resource, rlimit::get(first, resource)?)?;
     }
     Ok(())
 }
