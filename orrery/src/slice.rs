@@ -12,6 +12,7 @@ use ureq::http::Method;
 
 use crate::{
     context::Context,
+    extras::{self, ExtraArgs},
     files,
     units::{Limit, clean, show_bytes, table},
 };
@@ -28,6 +29,8 @@ pub(crate) enum Slice {
         /// Limits of each sliver: cpu_share=100, mem_limit=256M, disk_quota=1G, pids_limit=256.
         #[arg(long, value_name = "LIMIT=VALUE", value_delimiter = ',')]
         rspec: Vec<Limit>,
+        #[command(flatten)]
+        extras: ExtraArgs,
         /// The reference image that slivers start from.
         #[arg(long, default_value = "debian")]
         image: String,
@@ -45,6 +48,8 @@ pub(crate) enum Slice {
         /// Limits to change.
         #[arg(long, value_name = "LIMIT=VALUE", value_delimiter = ',')]
         rspec: Vec<Limit>,
+        #[command(flatten)]
+        extras: ExtraArgs,
         /// The reference image.
         #[arg(long)]
         image: Option<String>,
@@ -124,7 +129,7 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             .print(&asked, |_| format!("asked for {how} {number} of {slice}: within half a minute where a node is up"))
     };
     match command {
-        Slice::Add { slice, keys, rspec: limits, image, nodes } => {
+        Slice::Add { slice, keys, rspec: limits, extras, image, nodes } => {
             match get(&slice) {
                 Err(TransportError::Refused { status: 404, .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -132,11 +137,13 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             }
             let mut rspec = Rspec::default();
             limits.into_iter().for_each(|limit| limit.apply(&mut rspec));
+            extras.apply(&mut rspec.extras);
             put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes })
         }
-        Slice::Set { slice, keys, rspec: limits, image } => {
+        Slice::Set { slice, keys, rspec: limits, extras, image } => {
             let mut spec = get(&slice)?.spec;
             limits.into_iter().for_each(|limit| limit.apply(&mut spec.rspec));
+            extras.apply(&mut spec.rspec.extras);
             spec.image = image.unwrap_or(spec.image);
             if !keys.is_empty() {
                 spec.keys = files::ssh_keys(&keys)?;
@@ -199,6 +206,7 @@ fn show(SliceRecord { slice, suspended, spec }: &SliceRecord) -> String {
         ("disk_quota", show_bytes(spec.rspec.disk_quota)),
         ("pids_limit", spec.rspec.pids_limit.to_string()),
     ];
+    rows.extend(extras::show(spec.rspec.extras));
     rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
     rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
     rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));

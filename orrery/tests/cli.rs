@@ -13,7 +13,7 @@ use std::{
 
 use orrery_central::{InitOptions, Server, init};
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, LogBatch,
+    ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Extras, Facts, LogBatch,
     MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, RunLevel,
     ScriptContext, ScriptKind, WantedState,
 };
@@ -132,7 +132,7 @@ fn from_nothing_to_a_served_install_script() {
     ok("script new --kind install --release release/manifest.signed --node * --serial 3 --expires 30d --out i.json");
     ok("script sign --key release.key --out i.signed i.json");
     ok("script publish i.signed");
-    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --node n1");
+    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --device fuse --nesting on --node n1");
 
     // What the node makes of it.
     let text = fs::read_to_string(folder.join("n1.toml")).unwrap();
@@ -152,6 +152,10 @@ fn from_nothing_to_a_served_install_script() {
     assert_eq!((script.kind, script.serial), (ScriptKind::Install, 3));
     let wanted: WantedState = node.get("/v1/node/wanted").unwrap();
     assert_eq!(wanted.slivers[0].rspec.mem_limit, 64 << 20);
+    assert_eq!(wanted.slivers[0].rspec.extras, Extras { fuse: true, tun: false, nesting: true });
+    ok("slice set demo/one --device none");
+    let wanted: WantedState = node.get("/v1/node/wanted").unwrap();
+    assert_eq!(wanted.slivers[0].rspec.extras, Extras { nesting: true, ..Extras::default() });
 
     // What the operator sees, and what is refused.
     assert_eq!(ok("node show n1")["run_level"], "installing");

@@ -13,6 +13,7 @@ mod cidr;
 mod config_area;
 mod digest;
 mod envelope;
+mod extras;
 mod json;
 mod key;
 mod node_config;
@@ -29,6 +30,7 @@ pub use cidr::{Cidr, CidrError};
 pub use config_area::{AREA_BYTES, AreaError, blank_area, decode_area, encode_area, find_area};
 pub use digest::{Digest, ParseDigestError, Sha256};
 pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot, Verified, sign};
+pub use extras::Extras;
 pub use json::JsonError;
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use node_config::{

@@ -5,7 +5,7 @@ use core::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::artifact::ArtifactRef;
+use crate::{artifact::ArtifactRef, extras::Extras};
 
 /// A slice's name: `<authority>/<name>`, both of lower-case letters and digits, starting with a letter, at
 /// most 32 characters together.
@@ -94,11 +94,14 @@ pub struct Rspec {
     pub disk_quota: u64,
     /// Processes and threads.
     pub pids_limit: u32,
+    /// What it has beyond what all have.
+    #[serde(skip_serializing_if = "Extras::is_empty")]
+    pub extras: Extras,
 }
 
 impl Default for Rspec {
     fn default() -> Self {
-        Self { cpu_share: 100, mem_limit: 256 << 20, disk_quota: 1 << 30, pids_limit: 256 }
+        Self { cpu_share: 100, mem_limit: 256 << 20, disk_quota: 1 << 30, pids_limit: 256, extras: Extras::default() }
     }
 }
 
@@ -220,6 +223,23 @@ mod tests {
         spec.life = Life { suspended: Some("abuse".into()), reset: 7, restart: 0 };
         let again: SliverSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(again, spec);
+    }
+
+    #[test]
+    fn extras_are_told_only_where_there_are_some() {
+        let check = |extras: Extras, expect: &str| {
+            let text = serde_json::to_string(&Rspec { extras, ..Rspec::default() }).unwrap();
+            assert_eq!(text.contains("extras"), !expect.is_empty(), "{text}");
+            assert!(text.contains(expect), "{text}");
+            assert_eq!(serde_json::from_str::<Rspec>(&text).unwrap().extras, extras);
+        };
+        check(Extras::default(), "");
+        check(Extras { nesting: true, ..Extras::default() }, r#""extras":{"fuse":false,"tun":false,"nesting":true}"#);
+        assert_eq!(
+            serde_json::from_str::<Rspec>(r#"{"extras":{"tun":true}}"#).unwrap().extras,
+            Extras { tun: true, ..Extras::default() }
+        );
+        assert!(serde_json::from_str::<Rspec>(r#"{"extras":{"kvm":true}}"#).is_err());
     }
 
     #[test]
