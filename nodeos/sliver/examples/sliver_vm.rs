@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
-use orrery_protocol::{Digest, Rspec};
+use orrery_protocol::{Digest, Extras, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main};
 use rustix::process::WaitOptions;
 use support::{fingerprint, prepare, spec};
@@ -162,6 +162,7 @@ fn run() -> Result<()> {
     })?;
     step("no user namespaces", || expect(&slivers, "test_two", "unshare -U true", 1, "not permitted"))?;
     step("no network namespaces", || expect(&slivers, "test_two", "unshare -n true", 1, "unshare"))?;
+    step("devices are there on request", || devices(&slivers, &image))?;
     step("settings of the kernel", || {
         // The first is there only in kernels that dump core.
         let now = || ["core_pattern", "panic"].map(|name| fs::read(format!("/proc/sys/kernel/{name}")).ok());
@@ -365,6 +366,21 @@ fn suspended(slivers: &Slivers) -> Result<()> {
     ensure!(again.start("test_one").is_err(), "started a suspended sliver");
     again.set_suspended("test_one", None)?;
     expect(slivers, "test_one", "rm /count; echo in", 0, "in").map(drop)
+}
+
+/// A sliver has other devices only where its specification says so, from its next start on, and none of the rights that they
+/// would take without namespaces of its own.
+fn devices(slivers: &Slivers, image: &str) -> Result<()> {
+    expect(slivers, "test_two", "ls -d /dev/fuse /dev/net", 2, "No such")?;
+    let rspec = |fuse, tun| Rspec { extras: Extras { fuse, tun, nesting: false }, ..Rspec::default() };
+    slivers.create(&spec("test/three", rspec(true, false))?, image)?;
+    let user = "useradd ann; su ann -s /bin/sh -c";
+    expect(slivers, "test_three", &format!("{user} 'exec 3<>/dev/fuse && echo open'; ls /dev/net"), 2, "open\n")?;
+    slivers.apply_limits("test_three", rspec(false, true))?;
+    slivers.stop("test_three")?;
+    expect(slivers, "test_three", &format!("{user} 'exec 3<>/dev/net/tun && echo open'; ls /dev/fuse"), 2, "open\n")?;
+    expect(slivers, "test_three", "ip tuntap add dev t0 mode tun", 1, "not permitted")?;
+    Ok(slivers.destroy("test_three")?)
 }
 
 /// A sliver that filled its disk and is running is as new after a reset, once for each number.
