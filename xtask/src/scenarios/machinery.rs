@@ -34,7 +34,7 @@ pub(super) fn escapes(bench: &Bench<'_>) -> Result<()> {
 
 /// The same out of a sliver that may nest containers, and the containers that people make there.
 pub(super) fn nesting(bench: &Bench<'_>) -> Result<()> {
-    let packages = ["bubblewrap", "crun", "libyajl2", "fuse-overlayfs", "fuse3", "libfuse3-3"];
+    let packages = ["uidmap", "libsubid4", "bubblewrap", "crun", "libyajl2", "fuse-overlayfs", "fuse3", "libfuse3-3"];
     run(bench, "sliver-nesting", "sliver_escapes", "nesting", &packages)
 }
 

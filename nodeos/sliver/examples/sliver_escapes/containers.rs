@@ -57,6 +57,15 @@ const CONTAINERS: &[(&str, &str, &str)] = &[
         "box kept 1 1",
     ),
     (
+        "unshare, by a user with a range of ids",
+        // Debian's are setuid root, which lets them write a map only with a capability that the sliver's root lacks.
+        r#"chmod u-s /usr/bin/new?idmap; setcap cap_setuid+ep /usr/bin/newuidmap; setcap cap_setgid+ep /usr/bin/newgidmap
+            useradd -m ann; echo ann:20000:1000 > /etc/subuid; cp /etc/subuid /etc/subgid
+            su ann -s /bin/sh -c "cd /; exec unshare --user --map-auto --map-root-user --mount --pid --fork --mount-proc sh -ec '
+                mount -t tmpfs none /mnt; touch /mnt/file; chown 5:7 /mnt/file; echo \$(id -u) \$(stat -c %u:%g /mnt/file) \$\$'""#,
+        "0 5:7 1",
+    ),
+    (
         "bubblewrap",
         "bwrap --unshare-all --unshare-user --uid 1000 --gid 1000 --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp --hostname box \
             sh -ec 'touch /tmp/x; ! touch /etc/x 2>/dev/null; echo $(id -u) $(hostname) $(cat /proc/1/comm)'",
