@@ -2,6 +2,7 @@
 
 mod context;
 mod enrol;
+mod extras;
 mod files;
 mod image;
 mod keys;

@@ -18,6 +18,7 @@ use ureq::http::Method;
 
 use crate::{
     context::Context,
+    extras::{self, ExtraArgs},
     files,
     limits::{self, Limits},
     slice::startup::StartupOptions,
@@ -36,6 +37,8 @@ pub(crate) enum Slice {
         /// Limits of each sliver, as mem_limit=256M,cpu_pct=50; `none` lifts one that need not be. All are in the users' guide.
         #[arg(long, value_name = "LIMIT=VALUE,...")]
         rspec: Vec<Limits>,
+        #[command(flatten)]
+        extras: ExtraArgs,
         /// The reference image that slivers start from.
         #[arg(long, default_value = "debian")]
         image: String,
@@ -55,6 +58,8 @@ pub(crate) enum Slice {
         /// Limits to change.
         #[arg(long, value_name = "LIMIT=VALUE,...")]
         rspec: Vec<Limits>,
+        #[command(flatten)]
+        extras: ExtraArgs,
         /// The reference image.
         #[arg(long)]
         image: Option<String>,
@@ -145,7 +150,7 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             .print(&asked, |_| format!("asked for {how} {number} of {slice}: within half a minute where a node is up"))
     };
     match command {
-        Slice::Add { slice, keys, rspec: limits, image, nodes, startup: options } => {
+        Slice::Add { slice, keys, rspec: limits, extras, image, nodes, startup: options } => {
             match get(&slice) {
                 Err(TransportError::Refused { status: 404, .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -153,13 +158,15 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             }
             let mut rspec = Rspec::default();
             limits.iter().try_for_each(|limits| limits.apply(&mut rspec))?;
+            extras.apply(&mut rspec.extras);
             let mut startup = Startup::default();
             options.apply(&mut startup)?;
             put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes, startup })
         }
-        Slice::Set { slice, keys, rspec: limits, image, startup: options } => {
+        Slice::Set { slice, keys, rspec: limits, extras, image, startup: options } => {
             let mut spec = get(&slice)?.spec;
             limits.iter().try_for_each(|limits| limits.apply(&mut spec.rspec))?;
+            extras.apply(&mut spec.rspec.extras);
             spec.image = image.unwrap_or(spec.image);
             options.apply(&mut spec.startup)?;
             if !keys.is_empty() {
@@ -221,6 +228,7 @@ fn show(SliceRecord { slice, suspended, spec }: &SliceRecord) -> String {
     let mut rows = vec![("slice", slice.to_string()), ("login", slice.login()), ("image", spec.image.clone())];
     rows.extend(limits::show(&spec.rspec));
     rows.extend(startup::rows(&spec.startup));
+    rows.extend(extras::show(spec.rspec.extras));
     rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
     rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
     rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));

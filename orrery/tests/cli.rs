@@ -17,7 +17,7 @@ use std::{
 
 use orrery_central::{InitOptions, Server, init};
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, LogBatch,
+    ArtifactRef, ArtifactRole, BootScript, Digest, EnrolRequest, Enrolled, Event, EventBatch, Extras, Facts, LogBatch,
     MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, Restart, RunLevel,
     ScriptContext, ScriptKind, Service, Startup, WantedState,
 };
@@ -137,7 +137,9 @@ fn from_nothing_to_a_served_install_script() {
     ok("script new --kind install --release release/manifest.signed --node * --serial 3 --expires 30d --out i.json");
     ok("script sign --key release.key --out i.signed i.json");
     ok("script publish i.signed");
-    ok("slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --node n1 --service");
+    ok(
+        "slice add demo/one --key user.pub --rspec mem_limit=64M,pids_limit=64 --device fuse --nesting on --node n1 --service",
+    );
     fs::write(folder.join("init.sh"), "#!/bin/sh\n").unwrap();
     ok("slice set demo/one --initscript init.sh --service-restart on-failure");
 
@@ -164,6 +166,10 @@ fn from_nothing_to_a_served_install_script() {
     assert_eq!(wanted.slivers[0].startup, startup);
     ok("slice set demo/one --no-initscript --no-service");
     assert_eq!(ok("slice show demo/one")["startup"], json!({}));
+    assert_eq!(wanted.slivers[0].rspec.extras, Extras { fuse: true, tun: false, nesting: true });
+    ok("slice set demo/one --device none");
+    let wanted: WantedState = node.get("/v1/node/wanted").unwrap();
+    assert_eq!(wanted.slivers[0].rspec.extras, Extras { nesting: true, ..Extras::default() });
 
     // What the operator sees, and what is refused.
     assert_eq!(ok("node show n1")["run_level"], "installing");

@@ -14,6 +14,7 @@ mod config_area;
 mod cpus;
 mod digest;
 mod envelope;
+mod extras;
 mod json;
 mod key;
 mod node_config;
@@ -33,6 +34,7 @@ pub use config_area::{AREA_BYTES, AreaError, blank_area, decode_area, encode_are
 pub use cpus::{CpuSet, CpuSetError};
 pub use digest::{Digest, ParseDigestError, Sha256};
 pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot, Verified, sign};
+pub use extras::Extras;
 pub use json::JsonError;
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use node_config::{

@@ -4,7 +4,7 @@ use core::{fmt, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cpus::CpuSet;
+use crate::{cpus::CpuSet, extras::Extras};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -52,6 +52,9 @@ pub struct Rspec {
     pub nofile: u64,
     /// Memory that one process may lock, in bytes.
     pub memlock: u64,
+    /// What it has beyond what all have.
+    #[serde(skip_serializing_if = "Extras::is_empty")]
+    pub extras: Extras,
 }
 
 impl Default for Rspec {
@@ -73,6 +76,7 @@ impl Default for Rspec {
             pids_limit: 256,
             nofile: 65_536,
             memlock: 8 * MIB,
+            extras: Extras::default(),
         }
     }
 }

@@ -122,6 +122,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-interruptions", machinery::interruptions),
     Scenario::full("manager-killed", killed::manager),
+    Scenario::full("sliver-nesting", machinery::nesting),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),

@@ -12,22 +12,39 @@ use std::{
     io::{Read, Write},
     os::fd::AsFd,
     path::Path,
-    process::{ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
-use orrery_protocol::{Digest, Rspec};
+use orrery_protocol::{Digest, Extras, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main};
-use orrery_sys::quota;
-use rustix::process::WaitOptions;
+use orrery_sys::{
+    namespace::{Fork, fork},
+    quota,
+};
+use rustix::{
+    process::{DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions},
+    thread::ThreadNameSpaceType,
+};
 use support::{fingerprint, prepare, spec};
+
+/// The first argument of [`be_stranger`].
+const STRANGER: &str = "stranger";
 
 fn main() -> ExitCode {
     if let Some(code) = internal_main(std::env::args_os()) {
         return code;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, first] = &arguments[..]
+        && word == STRANGER
+    {
+        let Err(error) = be_stranger(first);
+        println!("    stranger: {error:#}");
+        return ExitCode::FAILURE;
     }
     support::finish(run())
 }
@@ -165,6 +182,7 @@ fn run() -> Result<()> {
     })?;
     step("no user namespaces", || expect(&slivers, "test_two", "unshare -U true", 1, "not permitted"))?;
     step("no network namespaces", || expect(&slivers, "test_two", "unshare -n true", 1, "unshare"))?;
+    step("devices are there on request", || devices(&slivers, &image))?;
     step("settings of the kernel", || {
         // The first is there only in kernels that dump core.
         let now = || ["core_pattern", "panic"].map(|name| fs::read(format!("/proc/sys/kernel/{name}")).ok());
@@ -179,6 +197,7 @@ fn run() -> Result<()> {
         }
         Ok(())
     })?;
+    step("whoever is not of the domain is out of reach", || stranger(&slivers))?;
     step("whoever is not hidden is caught", || control(&slivers))?;
     step("whoever enters is not caught", || {
         // Most are stopped too late to be missed by whoever entered.
@@ -388,6 +407,21 @@ fn interrupted(slivers: &Slivers) -> Result<()> {
     Ok(again.stop("test_two")?)
 }
 
+/// A sliver has other devices only where its specification says so, from its next start on, and none of the rights that they
+/// would take without namespaces of its own.
+fn devices(slivers: &Slivers, image: &str) -> Result<()> {
+    expect(slivers, "test_two", "ls -d /dev/fuse /dev/net", 2, "No such")?;
+    let rspec = |fuse, tun| Rspec { extras: Extras { fuse, tun, nesting: false }, ..Rspec::default() };
+    slivers.create(&spec("test/three", rspec(true, false))?, image)?;
+    let user = "useradd ann; su ann -s /bin/sh -c";
+    expect(slivers, "test_three", &format!("{user} 'exec 3<>/dev/fuse && echo open'; ls /dev/net"), 2, "open\n")?;
+    slivers.apply_limits("test_three", rspec(false, true))?;
+    slivers.stop("test_three")?;
+    expect(slivers, "test_three", &format!("{user} 'exec 3<>/dev/net/tun && echo open'; ls /dev/fuse"), 2, "open\n")?;
+    expect(slivers, "test_three", "ip tuntap add dev t0 mode tun", 1, "not permitted")?;
+    Ok(slivers.destroy("test_three")?)
+}
+
 /// A sliver that filled its disk and is running is as new after a reset, once for each number.
 fn reset(slivers: &Slivers, image: &str) -> Result<()> {
     let record = slivers.get("test_one")?;
@@ -476,6 +510,43 @@ fn control(slivers: &Slivers) -> Result<()> {
     prey.kill()?;
     prey.wait()?;
     expect(slivers, "test_two", "cat /root/hunt; kill -CONT -1", 0, "TRACED LOOKED").map(drop)
+}
+
+/// Who was not forked inside is not of the sliver's domain: its root sees such a process, as root of the user namespace, and neither
+/// signals nor traces it.
+fn stranger(slivers: &Slivers) -> Result<()> {
+    slivers.start("test_two")?;
+    let processes = fs::read_to_string("/sys/fs/cgroup/slivers/test_two/init/cgroup.procs")?;
+    let first = processes.lines().next().context("the sliver has no first process")?;
+    let mut stranger = Command::new("/proc/self/exe").arg(STRANGER).arg(first).spawn()?;
+    let look = r#"perl -e 'for (1 .. 10000) { for my $d (glob "/proc/[0-9]*") {
+            open(my $f, "<", "$d/comm") or next; next if readline($f) ne "stranger\n"; $d =~ /(\d+)/; my $p = $1;
+            printf "signal %s, trace %s\n", kill(0, $p) ? "ok" : $!, syscall(101, 0x4206, $p, 0, 0) != -1 ? "ok" : $!; exit } }'"#;
+    let seen = expect(slivers, "test_two", look, 0, "signal Operation not permitted, trace Operation not permitted");
+    stranger.kill()?;
+    stranger.wait()?;
+    seen.map(drop)
+}
+
+/// Comes into the sliver of the process `first` by its namespaces, as its root without any confinement, and stays.
+fn be_stranger(first: &str) -> Result<std::convert::Infallible> {
+    let first = Pid::from_raw(first.parse()?).context("no PID")?;
+    let first = rustix::process::pidfd_open(first, PidfdFlags::empty())?;
+    let name_spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::PROCESS_ID;
+    rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_spaces).context("joining the namespaces")?;
+    if let Fork::Parent(child) = fork()? {
+        rustix::process::waitpid(Some(child), WaitOptions::empty())?;
+        bail!("it ended before it was killed");
+    }
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    // Becoming somebody else forbids it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::thread::set_name(c"stranger")?;
+    loop {
+        std::thread::park();
+    }
 }
 
 /// The sliver's root lies in wait for processes that come in. Returns whether it kept one from entering.

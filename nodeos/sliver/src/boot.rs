@@ -9,11 +9,15 @@ use std::{
     convert::Infallible,
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
 };
 
+use orrery_protocol::Extras;
 use orrery_sys::namespace::{self, Fork, fork, unshare};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
@@ -45,6 +49,7 @@ pub(crate) struct Order {
     pub(crate) scratch: PathBuf,
     /// The leaf of the first process.
     pub(crate) leaf: PathBuf,
+    pub(crate) extras: Extras,
 }
 
 /// Runs the helper and waits for it. The helper and what it forks hold `lock` as their standard output, until the first process
@@ -69,6 +74,13 @@ pub(crate) fn start(login: &str, order: &Order, lock: &File) -> Result<(), Slive
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(SliverError::Start { login: login.into(), message })
 }
+
+/// User namespaces that a sliver may have inside, of which any depth counts, and network namespaces: enough for containers, and a
+/// bound on what of them no memory limit counts.
+const NESTED_NAMESPACES: &str = "256";
+
+/// Devices of every sliver.
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
 /// What is covered in /proc: files by /dev/null, directories by an empty one. Permissions guard most of it already: its owner,
 /// the node's root, is nobody inside.
@@ -249,9 +261,10 @@ fn make_name_spaces(
     read_byte(mapped).doing("waiting for identities")?;
     // Each user namespace has its own of these; raising them takes a capability that the sliver's root is not left. With
     // namespaces of its own it would have every capability there, and so all of the kernel's code for network set-up.
+    let nested = if order.extras.nesting { NESTED_NAMESPACES } else { "0" };
     for kind in ["user", "net"] {
         let limit = format!("/proc/sys/user/max_{kind}_namespaces");
-        fs::write(&limit, "0").doing(format!("writing {limit}"))?;
+        fs::write(&limit, nested).doing(format!("writing {limit}"))?;
     }
     let rest = UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
     unshare(rest).doing("making namespaces")?;
@@ -295,16 +308,24 @@ fn be_first_process(order: &Order, go: &File) -> Result<Infallible, Failed> {
     rustix::process::chdir("/").doing("changing to the root")?;
     rustix::process::setsid().doing("leading a session")?;
     let _ = rustix::thread::set_name(c"sliver");
-    become_sliver_root().doing("becoming the sliver's root")?;
+    become_sliver_root(order.extras.nesting).doing("becoming the sliver's root")?;
     first::serve().doing("opening the door")
 }
 
 /// The tree of mounts, whose root is on top of this namespace's at the end.
 fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
-    let devices = ["null", "zero", "full", "random", "urandom", "tty"]
-        .into_iter()
-        .map(|name| Ok((name, clone_tree(&format!("/dev/{name}"))?)))
-        .collect::<Result<Vec<_>, Failed>>()?;
+    let mut devices = Vec::new();
+    for name in DEVICES {
+        devices.push((*name, clone_tree(&format!("/dev/{name}"))?));
+    }
+    for (_, name) in
+        [(order.extras.fuse, "fuse"), (order.extras.tun, "net/tun")].into_iter().filter(|(asked, _)| *asked)
+    {
+        let path = format!("/dev/{name}");
+        // What they can do is up to the namespaces of whoever opens them.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).doing(format!("opening {path} to all"))?;
+        devices.push((name, clone_tree(&path)?));
+    }
     let resolver = fs::read("/etc/resolv.conf").ok();
 
     let lower = clone_tree(&order.lower.to_string_lossy())?;
@@ -324,7 +345,8 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         ],
         MountAttrFlags::MOUNT_ATTR_NODEV,
     )?;
-    let proc = make_proc(&order.scratch, waiting.pid)?;
+    let proc = mount_inside("proc", &order.scratch, waiting.pid)?;
+    let nested = order.extras.nesting.then(|| ForContainers::make(&order.scratch, waiting.pid)).transpose()?;
     take_root(&overlay)?;
 
     // From here on every path is resolved inside, where the sliver may have put symbolic links.
@@ -342,6 +364,9 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     };
 
     root.mount("dev", &temporary("755", "64k", MountAttrFlags::MOUNT_ATTR_NOSUID)?)?;
+    if order.extras.tun {
+        rustix::fs::mkdirat(&root.directory, "dev/net", Mode::from(0o755)).doing("making /dev/net")?;
+    }
     for (name, device) in devices {
         root.file(&format!("dev/{name}"), &device)?;
     }
@@ -365,6 +390,10 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     root.freeze("proc/sys")?;
     for name in MASKED {
         root.mask(&format!("proc/{name}"))?;
+    }
+    // After the masks, which are copies of an empty /sys.
+    if let Some(nested) = nested {
+        nested.attach(&root, [temporary("500", "4k", small | noexec)?, temporary("555", "4k", small | noexec)?])?;
     }
     if let Some(text) = resolver {
         root.write("etc", "resolv.conf", &text)?;
@@ -393,18 +422,20 @@ fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> R
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).doing(format!("mounting {kind}"))
 }
 
-/// A /proc shows the PID namespace of whoever mounts it, so that a child in the sliver's has to.
-fn make_proc(scratch: &Path, first: Pid) -> Result<OwnedFd, Failed> {
-    let point = scratch.join("proc");
+/// A file system that shows the namespaces of whoever mounts it, which is therefore a child in the sliver's. It is not attached
+/// anywhere but in the helper's namespace.
+fn mount_inside(kind: &str, scratch: &Path, first: Pid) -> Result<OwnedFd, Failed> {
+    let point = scratch.join(kind);
     fs::create_dir_all(&point).doing(format!("making {}", point.display()))?;
     let first = rustix::process::pidfd_open(first, PidfdFlags::empty()).doing("opening the first process")?;
     rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .doing("joining the PID namespace")?;
     match fork().doing("forking")? {
         Fork::Parent(child) => {
-            let status = rustix::process::waitpid(Some(child), WaitOptions::empty()).doing("waiting for /proc")?;
+            let doing = || format!("mounting {kind} inside");
+            let status = rustix::process::waitpid(Some(child), WaitOptions::empty()).doing(doing())?;
             if status.is_none_or(|(_, status)| status.exit_status() != Some(0)) {
-                return Err(Failed { doing: "making /proc".into(), source: io::Error::other("see above") });
+                return Err(Failed { doing: doing(), source: io::Error::other("see above") });
             }
             clone_tree(&point.to_string_lossy())
         }
@@ -412,15 +443,49 @@ fn make_proc(scratch: &Path, first: Pid) -> Result<OwnedFd, Failed> {
             let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
                 | MountAttrFlags::MOUNT_ATTR_NODEV
                 | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-            let mounted = file_system("proc", &[], flags).and_then(|proc| {
-                rustix::mount::move_mount(&proc, "", CWD, &point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                    .doing("mounting /proc")
-            });
+            let name_space = ThreadNameSpaceType::CONTROL_GROUP;
+            let mounted = rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_space)
+                .doing("joining the control group namespace")
+                .and_then(|()| file_system(kind, &[], flags))
+                .and_then(|mount| {
+                    rustix::mount::move_mount(&mount, "", CWD, &point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                        .doing(format!("mounting on {}", point.display()))
+                });
             if let Err(error) = &mounted {
                 eprintln!("{error}");
             }
             std::process::exit(i32::from(mounted.is_err()))
         }
+    }
+}
+
+/// What programs that make containers look for.
+struct ForContainers {
+    /// A second /proc. The kernel mounts one in a container only if one without covers is there already, which may be where no
+    /// path leads.
+    bare_proc: OwnedFd,
+    /// By which they see of what version control groups are. The sliver reads there about its first process and writes nothing.
+    control_group: OwnedFd,
+}
+
+impl ForContainers {
+    fn make(scratch: &Path, first: Pid) -> Result<Self, Failed> {
+        let bare_proc = mount_inside("proc", scratch, first)?;
+        let control_group = mount_inside("cgroup2", scratch, first)?;
+        namespace::make_read_only(control_group.as_fd()).doing("making control groups read-only")?;
+        Ok(Self { bare_proc, control_group })
+    }
+
+    /// Puts them into /sys, which is empty otherwise, by two more file systems in memory: the first is covered by the second.
+    fn attach(self, root: &Inside, [below, sys]: [OwnedFd; 2]) -> Result<(), Failed> {
+        for (directory, name) in [(&below, "proc"), (&sys, "fs"), (&sys, "fs/cgroup")] {
+            rustix::fs::mkdirat(directory, name, Mode::from(0o555)).doing(format!("making {name} for /sys"))?;
+        }
+        namespace::make_read_only(sys.as_fd()).doing("making /sys read-only")?;
+        root.mount("sys", &below)?;
+        root.mount("sys/proc", &self.bare_proc)?;
+        root.mount("sys", &sys)?;
+        root.mount("sys/fs/cgroup", &self.control_group)
     }
 }
 

@@ -10,13 +10,14 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ExitCode, Stdio},
     time::Duration,
 };
 
 use orrery_sys::spawn::Preparations;
 use rustix::{
+    event::{PollFd, PollFlags, Timespec},
     fs::{Mode, OFlags},
     process::{Pid, PidfdFlags},
 };
@@ -246,6 +247,18 @@ pub(crate) fn doing<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -
     result.map_err(|error| io::Error::other(format!("{what}: {error}")))
 }
 
+/// Opens the first process by its number, which may have been given to another meanwhile: it is the one if it is in its `leaf`, and
+/// lives after that was seen.
+fn open_first(number: Pid, leaf: &Path) -> io::Result<OwnedFd> {
+    let first = rustix::process::pidfd_open(number, PidfdFlags::empty())?;
+    let listed = fs::read_to_string(leaf.join("cgroup.procs"))?;
+    let ended = rustix::event::poll(&mut [PollFd::new(&first, PollFlags::IN)], Some(&Timespec::default()))? > 0;
+    if ended || !listed.lines().any(|line| line.parse() == Ok(number.as_raw_nonzero().get())) {
+        return Err(io::Error::other("it ended meanwhile"));
+    }
+    Ok(first)
+}
+
 fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
     let mut text = Vec::new();
     control.read_to_end(&mut text)?;
@@ -255,7 +268,7 @@ fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
     doing("joining the control group", fs::write(&procs, "0"))?;
     // The first to be killed when the node itself is short of memory.
     doing("setting the OOM score", fs::write("/proc/self/oom_score_adj", "500"))?;
-    let first = doing("opening the sliver's first process", rustix::process::pidfd_open(first, PidfdFlags::empty()))?;
+    let first = doing("opening the sliver's first process", open_first(first, &order.leaf.with_file_name("init")))?;
     // With a descriptor of it, its number may be given to another process.
     answer(control, &[JOINED], None)?;
     let session = doing("knocking at the sliver", first::knock(first.as_fd()))?;

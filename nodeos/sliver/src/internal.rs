@@ -54,7 +54,7 @@ pub(crate) fn helper_command(word: &str) -> Command {
 }
 
 /// Becomes the root of the sliver whose user namespace this process is in, confined as all there, for good.
-pub(crate) fn become_sliver_root() -> io::Result<()> {
+pub(crate) fn become_sliver_root(nesting: bool) -> io::Result<()> {
     use rustix::{
         process::{Gid, Uid},
         thread,
@@ -62,7 +62,7 @@ pub(crate) fn become_sliver_root() -> io::Result<()> {
     thread::set_thread_groups(&[Gid::ROOT])?;
     thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    confine()?;
+    confine(nesting)?;
     // Whatever that did to it.
     hide()
 }

@@ -346,6 +346,7 @@ impl Slivers {
             work: directory.join("work"),
             scratch,
             leaf: group.init(),
+            extras: record.spec.rspec.extras,
         };
         for path in [&order.lower, &order.upper, &order.scratch] {
             if !boot::is_plain(path) {

@@ -12,7 +12,14 @@ use orrery_image_builder::cpio::{Node, Writer};
 use orrery_qemu::{BootMedium, Disk, DiskBus, Vm, create_disk};
 
 use super::Bench;
-use crate::{build::reference_image, command, hash, torture};
+use crate::{
+    apt::{Apt, Freshness},
+    build::reference_image,
+    command, fetch, hash,
+    recipe::Source,
+    torture,
+    workspace::Workspace,
+};
 
 const DEADLINE: Duration = Duration::from_secs(400);
 const DISK_BYTES: u64 = 2 << 30;
@@ -28,12 +35,16 @@ struct Trial<'a> {
     slow_disk: bool,
     /// The archive that its slivers start from.
     image: PathBuf,
+    /// The program's only argument, if any.
+    argument: &'a str,
+    /// Debian packages on the disk.
+    packages: &'a [&'a str],
 }
 
 impl<'a> Trial<'a> {
     fn new(bench: &Bench<'_>, name: &'a str, program: &'a str) -> Self {
         let image = bench.images.folder.join(reference_image::ARCHIVE);
-        Self { name, program, cpus: 1, slow_disk: false, image }
+        Self { name, program, cpus: 1, slow_disk: false, image, argument: "", packages: &[] }
     }
 }
 
@@ -50,6 +61,12 @@ pub(super) fn programs(bench: &Bench<'_>) -> Result<()> {
 /// Every known way out of one.
 pub(super) fn escapes(bench: &Bench<'_>) -> Result<()> {
     run(bench, &Trial::new(bench, "sliver-escapes", "sliver_escapes"))
+}
+
+/// The same out of a sliver that may nest containers, and the containers that people make there.
+pub(super) fn nesting(bench: &Bench<'_>) -> Result<()> {
+    let packages = &["uidmap", "libsubid4", "bubblewrap", "crun", "libyajl2", "fuse-overlayfs", "fuse3", "libfuse3-3"];
+    run(bench, &Trial { argument: "nesting", packages, ..Trial::new(bench, "sliver-nesting", "sliver_escapes") })
 }
 
 /// What is hit, and when, in the tests' few interruptions: always the same, so that a failure is the change's doing.
@@ -97,6 +114,9 @@ fn run(bench: &Bench<'_>, trial: &Trial<'_>) -> Result<()> {
     fs::create_dir_all(&incoming).with_context(|| format!("making {}", incoming.display()))?;
     fs::copy(&trial.image, incoming.join("debian.tar.zst")).context("copying the reference image")?;
     fs::write(incoming.join("debian.sha256"), hash::file(&trial.image)?).context("writing its digest")?;
+    if !trial.packages.is_empty() {
+        fetch_packages(bench.workspace, trial.packages, &incoming.join("debs"))?;
+    }
     let disk = bench.folder.join("disk.img");
     create_disk(&disk, DISK_BYTES).context("making a disk")?;
     let format = ["-q", "-F", "-t", "ext4", "-O", "project,quota,verity", "-E", "quotatype=prjquota", "-d"];
@@ -106,7 +126,7 @@ fn run(bench: &Bench<'_>, trial: &Trial<'_>) -> Result<()> {
     let medium = BootMedium::Kernel {
         kernel: bench.images.folder.join("pxe/vmlinuz"),
         initrds: vec![initramfs],
-        append: "console=ttyS0,115200 quiet panic=-1".into(),
+        append: format!("console=ttyS0,115200 quiet panic=-1 {}", trial.argument),
     };
     let spec = Vm::builder(trial.name)
         .boot(medium)
@@ -119,5 +139,23 @@ fn run(bench: &Bench<'_>, trial: &Trial<'_>) -> Result<()> {
     let mut vm = spec.start()?;
     let end = vm.expect("SLIVER-VM ", DEADLINE)?;
     ensure!(end.line.contains("SLIVER-VM ok"), "{}; its console is {}", end.line, vm.keep_evidence().display());
+    Ok(())
+}
+
+fn fetch_packages(workspace: &Workspace, packages: &[&str], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let apt = Apt::open(workspace, Freshness::Daily)?;
+    for package in packages {
+        let source = Source::Binary {
+            package: (*package).to_owned(),
+            source_package: (*package).to_owned(),
+            tarball: PathBuf::new(),
+        };
+        let fetched = fetch::fetch(workspace, &apt, &source, &fetch::candidate(&apt, &source)?)?;
+        for file in fetched.files {
+            fs::copy(fetched.folder.join(&file.name), folder.join(&file.name))
+                .with_context(|| format!("copying {}", file.name))?;
+        }
+    }
     Ok(())
 }

@@ -15,7 +15,19 @@ pub(crate) struct Attempt {
     pub(crate) proof: Proof,
     /// Whether the same program run by the node's root has to succeed, which proves that it would be noticed here.
     pub(crate) control: bool,
+    /// What becomes of it in namespaces of one's own, where nesting is allowed.
+    pub(crate) nested: Nested,
 }
+
+/// What becomes of an attempt in namespaces of one's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Nested {
+    /// The same.
+    Same,
+    /// It reaches what belongs to those namespaces. Nothing outside changes.
+    Own,
+}
+use Nested::{Own, Same};
 
 /// What proves that an attempt came to nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +64,11 @@ sub listener { my ($type, $name) = @_; socket(my $s, 1, $type, 0); bind($s, name
     listen($s, 9) if $type == 1; push @listeners, $s }
 sub reach { my ($what, $type, $name) = @_; socket(my $s, 1, $type, 0);
     verdict($what, $type == 1 ? connect($s, name($name)) : defined send($s, "x", 0, name($name))) }
+# Goes to new namespaces, a user namespace of all ids among them.
+sub nest { my $me = $$; pipe(my $wait, my $go); my $mapper = fork;
+    if (!$mapper) { close $go; sysread $wait, my $b, 1;
+        for (qw(uid_map gid_map)) { open(my $f, ">", "/proc/$me/$_") or die; syswrite($f, "0 0 65536\n") or die "mapping: $!" } exit 0 }
+    syscall(272, 0x10000000 | $_[0]) == 0 or die "no namespaces: $!"; close $go; waitpid $mapper, 0; $? == 0 or die }
 sub child { my $code = shift; my $pid = fork; defined $pid or return verdict("forking", 0);
     if (!$pid) { $code->(); exit 0 } waitpid $pid, 0; }
 "#;
@@ -66,6 +83,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             my $path = "/proc/sys/$_"; next unless -e $path; my $now = slurp($path); put($path, $now ne "" ? $now : "x") }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "sysrq",
@@ -73,6 +91,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"put("/proc/sysrq-trigger", "h")"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "proc-files",
@@ -82,6 +101,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             get($_) for qw(/proc/interrupts /proc/iomem /proc/key-users)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "kernel-memory",
@@ -91,6 +111,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             my $k = slurp("/proc/kallsyms"); $! = 1; verdict("addresses in kallsyms", $k =~ /^(?!0+ )\S/m) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "kernel-log",
@@ -98,6 +119,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $b = "x" x 256; call("reading the log", 103, 3, $b, 256); call("its size", 103, 10, 0, 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // Devices.
     Attempt {
@@ -109,6 +131,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("mknod $kind $major $minor", 133, $path, $mode, $major << 8 | $minor) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "ports",
@@ -116,6 +139,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"call("ioperm", 173, 0x70, 2, 1); call("iopl", 172, 3)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     // Namespaces and other processes.
     Attempt {
@@ -126,6 +150,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("setns $n of $p", 308, fileno($f), 0) } }"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "unshare",
@@ -135,6 +160,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             child(sub { call("unshare $kind", 272, $flag) }) }"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "clone",
@@ -146,6 +172,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             exit 0 if $r == 0"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "trace-first-process",
@@ -153,6 +180,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"call("seizing", 101, 0x4206, 1, 0, 0); call("attaching", 101, 16, 1, 0, 0) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "first-process-memory",
@@ -165,6 +193,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("process_vm_readv", 310, 1, $i, 1, pack("QQ", 0x400000, 8), 1, 0) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "outside-processes",
@@ -176,6 +205,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             verdict("the node in /proc", scalar grep { slurp($_) =~ /^kthreadd/ } glob "/proc/[0-9]*/comm")"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "outside-roots",
@@ -184,6 +214,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             $! = 2; verdict("@found", scalar @found)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "kill-all",
@@ -191,6 +222,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"$SIG{TERM} = "IGNORE"; kill "KILL", grep { $_ != $$ } 2 .. 5000; kill "TERM", -1; kill "KILL", 1; print "refused to be told apart\n""#,
         proof: NeighbourLives,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "first-process-door",
@@ -199,6 +231,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             for my $n (0 .. 9) { last if $control && $n; call("descriptor $n of $p", 438, $f, $n, 0) } }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "session-memory",
@@ -208,6 +241,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             verdict("opening its memory", sysopen(my $m, "/proc/$p/mem", 2)); put("/proc/$p/oom_score_adj", 500)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "abstract-sockets",
@@ -216,6 +250,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             reach("the $who by stream", 1, "\0$who-stream"); reach("the $who by datagram", 2, "\0$who-datagram") }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // Mounts and roots.
     Attempt {
@@ -225,6 +260,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("mount overlay", 165, "x", "/opt/m", "overlay", 0, "lowerdir=/etc:/usr")"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "mount-changes",
@@ -235,6 +271,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             for ("/proc/sys", "/proc/kcore", "/proc/sysrq-trigger", "/sys", "/proc") { call("umount $_", 166, $_, 2) unless $control }"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "mount-descriptors",
@@ -243,6 +280,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("mount_setattr", 442, -100, "/proc/sys", 0, pack("QQQQ", 0, 1, 0, 0), 32); call("move_mount", 429, -100, "/etc", -100, "/mnt", 0)"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "pivot-root",
@@ -250,6 +288,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"mkdir "/opt/m"; call("pivot_root", 155, "/opt/m", "/opt/m"); call("pivot_root", 155, ".", ".")"#,
         proof: Refused,
         control: false,
+        nested: Own,
     },
     Attempt {
         name: "chroot-escape",
@@ -258,6 +297,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             chroot "."; $! = 2; verdict("the node's files", -e "/data/slivers" || -e "data/slivers")"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "file-handles",
@@ -268,6 +308,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             sysopen(my $root, "/", 0); call("inode 2", 304, fileno($root), pack("LlLL", 8, 1, 2, 0), 0) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // The image that slivers share.
     Attempt {
@@ -277,6 +318,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             chown 1, 1, "/usr/bin/env"; utime 1, 1, "/usr/bin/yes"; print "refused to matter\n""#,
         proof: ImageUnchanged,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "image-by-descriptor",
@@ -287,6 +329,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             open(my $d, "<", "/usr/bin"); print "refused to matter\n""#,
         proof: ImageUnchanged,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "image-by-race",
@@ -297,6 +340,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             waitpid $pid, 0; print "refused to matter\n""#,
         proof: ImageUnchanged,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "overlay-attributes",
@@ -305,6 +349,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("redirect", 188, "/opt/d", "trusted.overlay.redirect", "/etc", 4, 0); call("trusted", 188, "/opt/d", "trusted.x", "y", 1, 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // Limits.
     Attempt {
@@ -315,6 +360,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             mkdir "/opt/m"; call("mount", 165, "x", "/opt/m", "cgroup2", 0, 0)"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "quota",
@@ -324,6 +370,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("quotactl sync", 179, 0x800001 << 8, 0, 0, 0)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "quota-project",
@@ -334,6 +381,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("FSSETXATTR of the root", 16, fileno($r), 0x401c5820, $x)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "rlimits",
@@ -342,6 +390,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             next if $hard == ~0; call("limit $n from $hard", 160, $n, pack("QQ", $hard + 1, $hard + 1)) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "nice",
@@ -351,6 +400,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("I/O class", 251, 1, 0, 1 << 13)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "oom-score",
@@ -358,6 +408,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"put("/proc/self/oom_score_adj", -1000); put("/proc/self/oom_score_adj", $control ? -1 : 499)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // The whole machine.
     Attempt {
@@ -369,6 +420,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("adjtimex", 159, $tick); call("clock_adjtime", 305, 0, $tick)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "host-name",
@@ -376,6 +428,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"call("sethostname", 170, "taken", 5); call("setdomainname", 171, "taken", 5)"#,
         proof: Refused,
         control: true,
+        nested: Own,
     },
     Attempt {
         name: "reboot",
@@ -384,6 +437,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             if (!$control) { call("restart", 169, @m, 0x01234567, 0); call("power off", 169, @m, 0x4321fedc, 0); call("kexec", 169, @m, 0x45584543, 0) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "kexec",
@@ -392,6 +446,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("kexec_file_load", 320, fileno($f), -1, 1, "", 8)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "modules",
@@ -400,6 +455,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("delete_module", 176, "ext4", 0)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "swap",
@@ -407,6 +463,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"system "dd if=/dev/zero of=/opt/swap bs=4096 count=16 2>/dev/null"; call("swapon", 167, "/opt/swap", 0); call("swapoff", 168, "/opt/swap")"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "accounting",
@@ -414,6 +471,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"open(my $f, ">", "/opt/acct"); call("acct", 163, "/opt/acct")"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     // Doors into the kernel.
     Attempt {
@@ -422,6 +480,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"call("map", 321, 0, pack("L18", 2, 4, 4, 1), 72); call("object", 321, 7, pack("Q9", 0), 72) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "userfaultfd",
@@ -429,6 +488,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"call("userfaultfd", 323, 0); call("for user mode only", 323, 1)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "io_uring",
@@ -436,6 +496,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $p = "\0" x 120; call("setup", 425, 4, $p); call("enter", 426, 0, 0, 0, 0, 0, 0); call("register", 427, -1, 0, 0, 0)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "perf",
@@ -443,6 +504,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $a = pack("LLQ", 1, 112, 0) . "\0" x 96; call("itself", 298, $a, 0, -1, -1, 0); call("a processor", 298, $a, -1, 0, -1, 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "keyrings",
@@ -451,6 +513,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             call("keyctl", 250, 0, -3, 1, 0, 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "fanotify",
@@ -458,6 +521,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"call("content", 300, 4, 0); call("reports", 300, 0x200, 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "personality",
@@ -465,6 +529,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"for (0x400000, 0x100000) { child(sub { call("personality", 135, $_[0] || 0x400000) }) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "ldt",
@@ -472,6 +537,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $b = pack("L4", 0, 0, 1, 0x51); call("modify_ldt", 154, 1, $b, 16)"#,
         proof: Refused,
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "32-bit-calls",
@@ -483,6 +549,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             my $status = system "/opt/elf32"; $! = 1; verdict("exit, status $status", $status == 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // The network, which is shared.
     Attempt {
@@ -491,6 +558,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"for ([3, 0x300], [2, 0x300], [10, 0x300]) { verdict("packet socket @$_", socket(my $s, 17, $_->[0], $_->[1])) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "raw-sockets",
@@ -498,6 +566,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"for ([2, 1], [2, 6], [2, 255], [10, 58]) { verdict("raw socket @$_", socket(my $s, $_->[0], 3, $_->[1])) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "odd-sockets",
@@ -506,6 +575,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             $! = 97; verdict("any", 0) unless $control; verdict("packet", socket(my $s, 17, 3, 0)) if $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "netlink",
@@ -513,6 +583,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"for (4 .. 31) { next if $_ == 4; verdict("netlink $_", 1) if socket(my $s, 16, 3, $_) } $! = 97; verdict("any", 0) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "interfaces",
@@ -525,6 +596,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             verdict("netlink's answer", $type == 2 && $error == 0)"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     Attempt {
         name: "gate-port",
@@ -532,6 +604,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"for my $port (22, 1) { socket(my $s, 2, 1, 0); verdict("port $port", bind($s, pack("S n a4 x8", 2, $port, "\0\0\0\0"))) }"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // Terminals.
     Attempt {
@@ -542,6 +615,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             my ($x, $y) = ("x", "\x0b"); verdict("TIOCSTI", ioctl($t, 0x5412, $x)); verdict("TIOCLINUX", ioctl($t, 0x541c, $y)) unless $control"#,
         proof: Refused,
         control: true,
+        nested: Same,
     },
     // Taking all there is of something.
     Attempt {
@@ -552,6 +626,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             r#"my $p = fork; defined $p or die "no process"; exit 0 if !$p; waitpid $p, 0; print "can""#,
         ),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-pipes",
@@ -561,6 +636,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             r#"pipe(my $r, my $w) or die; fcntl($w, 1031, 1 << 20) or die "no large pipe"; syswrite $w, "x" x 9000; print "can""#,
         ),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-inotify",
@@ -571,6 +647,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             r#"my $i = syscall(294, 0); $i != -1 or die "no instance: $!"; syscall(254, $i, my $p = "/etc", 2) != -1 or die "no watch: $!"; print "can""#,
         ),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-queues",
@@ -578,6 +655,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $n = 0; $n++ while syscall(240, my $q = "q$n", 0102, 0600, 0) != -1; hold("$n queues, then $!")"#,
         proof: NeighbourCan(r#"syscall(240, my $q = "mine", 0102, 0600, 0) != -1 or die "no queue: $!"; print "can""#),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-shared-memory",
@@ -585,6 +663,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $n = 0; while ((my $id = syscall(29, 0, 8 << 20, 01666)) != -1) { $n++; last if $n > 5000 } hold("$n segments")"#,
         proof: NeighbourCan(r#"syscall(29, 0, 8 << 20, 01666) != -1 or die "no segment: $!"; print "can""#),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-semaphores",
@@ -592,6 +671,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $n = 0; $n++ while $n < 40000 && syscall(64, 0, 100, 01666) != -1; hold("$n sets")"#,
         proof: NeighbourCan(r#"syscall(64, 0, 10, 01666) != -1 or die "no set: $!"; print "can""#),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-socket-memory",
@@ -602,6 +682,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             r#"socketpair(my $a, my $b, 1, 1, 0) or die; syswrite($a, "x" x 9000) == 9000 or die; print "can""#,
         ),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-terminals",
@@ -609,6 +690,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my @t; while (sysopen(my $m, "/dev/ptmx", 2)) { push @t, $m } hold(@t . " terminals")"#,
         proof: NeighbourCan(r#"sysopen(my $m, "/dev/ptmx", 2) or die "no terminal: $!"; print "can""#),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-descriptors",
@@ -619,6 +701,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             r#"my @f; for (1 .. 100) { sysopen(my $f, "/etc/passwd", 0) or die "no file: $!"; push @f, $f } print "can""#,
         ),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-aio",
@@ -627,6 +710,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             hold("$n places, then $!")"#,
         proof: NeighbourCan(r#"syscall(206, 128, my $id = "\0" x 8) != -1 or die "no queue: $!"; print "can""#),
         control: false,
+        nested: Same,
     },
     Attempt {
         name: "all-locks-and-timers",
@@ -634,5 +718,115 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         program: r#"my $n = 0; $n++ while $n < 100000 && syscall(222, 1, 0, my $id = "\0" x 8) != -1; hold("$n timers")"#,
         proof: NeighbourCan(r#"syscall(222, 1, 0, my $id = "\0" x 8) != -1 or die "no timer: $!"; print "can""#),
         control: false,
+        nested: Same,
+    },
+];
+
+/// What begins a program in namespaces of its own: user, mount, host name, queues and control groups. The processes it sees, and the
+/// network, are the sliver's.
+pub(crate) const NEST: &str = "nest(0xe020000);";
+
+/// What is attempted only from namespaces of one's own.
+pub(crate) const NESTED_ATTEMPTS: &[Attempt] = &[
+    Attempt {
+        name: "nested-proc",
+        tries: "writes and reads what is the node's in a /proc of its own, which has no covers",
+        program: r#"nest(0x20020000); child(sub { mkdir "/opt/p"; syscall(165, my $x = "proc", my $p = "/opt/p", my $t = "proc", 0, 0) == 0 or die "no proc: $!";
+            put("/opt/p/$_", slurp("/opt/p/$_") || "x") for qw(sys/kernel/panic sys/kernel/core_pattern sys/vm/overcommit_memory sys/fs/file-max
+                sys/net/ipv4/ip_forward sys/kernel/pid_max irq/default_smp_affinity sysrq-trigger mtrr);
+            get("/opt/p/$_") for qw(kcore kmsg kpagecount vmallocinfo slabinfo timer_list sys/vm/stat_refresh);
+            $! = 1; verdict("addresses in kallsyms", slurp("/opt/p/kallsyms") =~ /^(?!0+ )\S/m) })"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-covers",
+        tries: "takes the covers off /proc and its mounts apart, in a mount namespace of its own",
+        program: r#"nest(0x20000); mkdir "/opt/m"; call("umount $_", 166, $_, 2) for qw(/proc/sys /proc/kcore /proc/sysrq-trigger /sys /proc /dev/null /dev/pts /dev /run);
+            call("remount", 165, "", "/proc/sys", "", 32 | 4096, 0); call("move", 165, "/proc/sys", "/opt/m", "", 8192, 0);
+            call("bind without covers", 165, "/proc", "/opt/m", "", 4096, 0); call("copy without covers", 428, -100, "/proc", 1);
+            call("setattr", 442, -100, "/proc/sys", 0, pack("QQQQ", 0, 1, 0, 0), 32); call("reconfigure", 165, "", "/", "", 32, "lowerdir=/etc")"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-file-systems",
+        tries: "mounts the disk and what is the kernel's",
+        program: r#"nest(0x20000); mkdir "/opt/m"; call("mount $_", 165, "/dev/vda", "/opt/m", $_, 0, 0)
+            for qw(ext4 xfs vfat iso9660 debugfs tracefs configfs securityfs devtmpfs sysfs pstore)"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-device-nodes",
+        tries: "makes device nodes on a file system of its own",
+        program: r#"nest(0x20000); mkdir "/opt/m"; syscall(165, my $x = "x", my $m = "/opt/m", my $t = "tmpfs", 0, 0) == 0 or die "no tmpfs: $!";
+            call("mknod $_->[0]", 133, "/opt/m/$_->[0]", $_->[1], $_->[2] << 8 | $_->[3]) for [b => 060600, 254, 0], [c => 020600, 1, 1]"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-cgroup",
+        tries: "writes limits by control groups that it mounts",
+        program: r#"nest(0x2020000); mkdir "/opt/m"; syscall(165, my $x = "x", my $m = "/opt/m", my $t = "cgroup2", 0, 0) == 0 or die "no control groups: $!";
+            put("/opt/m/$_->[0]", $_->[1]) for ["pids.max", "max"], ["memory.max", "max"], ["cgroup.procs", "0"], ["cgroup.subtree_control", "+pids"],
+                ["cgroup.freeze", "0"], ["../pids.max", "max"], ["../init/cgroup.procs", "0"];
+            verdict("making a group", mkdir "/opt/m/own"); $! = 2; verdict("groups of others", scalar grep { -d } glob "/opt/m/../*one* /opt/m/../init")"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-image",
+        tries: "writes the image through an overlay of its own",
+        program: r#"nest(0x20000); mkdir "/opt/m"; syscall(165, my $x = "x", my $m = "/opt/m", my $t = "tmpfs", 0, 0) == 0 or die;
+            mkdir "/opt/m/$_" for qw(u w o); syscall(165, $x, my $o = "/opt/m/o", my $k = "overlay", 0, my $l = "lowerdir=/usr,upperdir=/opt/m/u,workdir=/opt/m/w,userxattr") == 0 or die "no overlay: $!";
+            open(my $f, ">>", "/opt/m/o/bin/true") or die "no file: $!"; syswrite $f, "x"; chmod 0777, "/opt/m/o/bin/false"; unlink "/opt/m/o/bin/env";
+            syscall(165, my $u = "/usr", my $b = "/mnt", $x, 4096, 0) == 0 or die; open($f, ">>", "/mnt/bin/yes"); syswrite $f, "x"; print "refused to matter\n""#,
+        proof: ImageUnchanged,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-ids",
+        tries: "has ids of others in a user namespace",
+        program: r#"for my $map ("0 0 65537", "0 65536 1", "1 131072 1", "0 4294901760 65535") { for my $file (qw(uid_map gid_map)) {
+            pipe(my $r, my $w); my $p = fork; if (!$p) { syscall(272, 0x10000000); syswrite $w, "x"; sleep 1; exit } sysread $r, my $b, 1;
+            open(my $f, ">", "/proc/$p/$file") or die; verdict("$map in $file", syswrite $f, "$map\n"); kill 9, $p; waitpid $p, 0 } }"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "nested-network-of-others",
+        tries: "joins the node's network with the rights it has over its own",
+        program: r#"my @before = map { "/proc/$_/ns/net" } 1, getppid, $$; sysopen(my $mine, $before[2], 0) or die; nest(0x40000000);
+            call("the one of the node", 308, fileno($mine), 0x40000000); for (@before[0, 1]) { verdict("opening $_", sysopen(my $f, $_, 0)) }
+            verdict("packet socket", socket(my $s, 17, 3, 0x300)); verdict("packet filter", socket(my $n, 16, 3, 12))"#,
+        proof: Refused,
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "all-namespaces",
+        tries: "makes namespaces until it may not",
+        program: r#"my $n = 0; for (1 .. 50) { my $p = fork; last unless defined $p; next if $p; syscall(272, 0x7e020000); sleep 1000 } hold("namespaces")"#,
+        proof: NeighbourCan(r#"nest(0x6e020000); print "can""#),
+        control: false,
+        nested: Own,
+    },
+    Attempt {
+        name: "all-mounts",
+        tries: "mounts until it may not",
+        program: r#"nest(0x20000); my $n = 0; $n++ while $n < 10000 && syscall(165, my $x = "x", my $m = "/opt", my $t = "tmpfs", 0, 0) == 0; hold("$n mounts, then $!")"#,
+        proof: NeighbourCan(
+            r#"nest(0x20000); syscall(165, my $x = "x", my $m = "/opt", my $t = "tmpfs", 0, 0) == 0 or die; print "can""#,
+        ),
+        control: false,
+        nested: Own,
     },
 ];

@@ -1,10 +1,14 @@
 //! Tries to break out of a sliver, on a real kernel: the first process of a virtual machine set up as for `sliver_vm`.
 //!
+//! Started with the word `nesting`, it does the same where containers are allowed: what is attempted then has user namespaces of
+//! its own, with all capabilities there, and real programs make containers.
+//!
 //! Every attempt of the table is first made by the node's root, where the table says that it succeeds then, and after that by
 //! the root of a sliver. What the node is, as far as one could change it from inside, is looked at from outside after each. One
 //! line tells of each attempt, the last is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
 
 mod attempts;
+mod containers;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -25,9 +29,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use attempts::{ATTEMPTS, Attempt, PRELUDE, Proof};
+use attempts::{ATTEMPTS, Attempt, NEST, NESTED_ATTEMPTS, Nested, PRELUDE, Proof};
 use orrery_image_store::Store;
-use orrery_protocol::{Digest, Rspec};
+use orrery_protocol::{Digest, Extras, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount},
@@ -35,6 +39,8 @@ use rustix::{
 };
 use support::{fingerprint, prepare, spec};
 
+/// The first argument where containers are allowed.
+const NESTING: &str = "nesting";
 /// The first argument of [`be_root_of_the_node`].
 const CONTROL: &str = "control";
 /// Abstract sockets of the node: of streams and of datagrams.
@@ -57,7 +63,7 @@ fn main() -> ExitCode {
         println!("control: {error:#}");
         return ExitCode::FAILURE;
     }
-    support::finish(run())
+    support::finish(run(arguments.get(1).is_some_and(|word| word == NESTING)))
 }
 
 /// The slivers, and what they must not change.
@@ -65,9 +71,10 @@ struct Node {
     slivers: Slivers,
     tree: std::path::PathBuf,
     fingerprint: u64,
+    nesting: bool,
 }
 
-fn run() -> Result<()> {
+fn run(nesting: bool) -> Result<()> {
     prepare()?;
     let store = Store::open(Path::new("/data"))?;
     let image: Digest =
@@ -76,19 +83,22 @@ fn run() -> Result<()> {
     let tree = store.tree(&image).context("the image has no tree")?;
 
     let slivers = Slivers::open(SliverPaths::default())?;
-    let small = Rspec { mem_limit: 128 << 20, disk_quota: 16 << 20, pids_limit: 60, ..Rspec::default() };
+    let extras = Extras { nesting, fuse: nesting, tun: nesting };
+    let small = Rspec { mem_limit: 128 << 20, disk_quota: 16 << 20, pids_limit: 60, extras, ..Rspec::default() };
     slivers.create(&spec("test/one", small)?, &image.to_string())?;
-    slivers.create(&spec("test/two", Rspec::default())?, &image.to_string())?;
+    slivers.create(&spec("test/two", Rspec { extras, ..Rspec::default() })?, &image.to_string())?;
     // Somebody to be reached by abstract sockets: the node, and the neighbour.
     let [stream, datagram] = NODE_SOCKETS.map(SocketAddr::from_abstract_name);
     let _listening = (UnixListener::bind_addr(&stream?)?, UnixDatagram::bind_addr(&datagram?)?);
-    let unnoticed = controls(&tree)?;
+    // They are no other where containers are allowed.
+    let unnoticed = if nesting { Vec::new() } else { controls(&tree)? };
     let mut neighbour = slivers.enter(TWO, perl(NEIGHBOUR))?.child;
     ensure!(listen(&mut neighbour)?.0, "the neighbour does not listen");
-    let node = Node { slivers, fingerprint: fingerprint(&tree)?, tree };
+    let node = Node { slivers, fingerprint: fingerprint(&tree)?, tree, nesting };
 
+    let attempts: Vec<_> = ATTEMPTS.iter().chain(if nesting { NESTED_ATTEMPTS } else { &[] }).collect();
     let mut escaped = Vec::new();
-    for attempt in ATTEMPTS {
+    for attempt in &attempts {
         match attempt_one(&node, attempt) {
             Ok(report) => println!("contained {}: {report}", attempt.name),
             Err(error) => {
@@ -103,13 +113,16 @@ fn run() -> Result<()> {
     println!("ordinary life: {life:?}");
     let sessions = sessions_meet(&node);
     println!("sessions of one sliver: {sessions:?}");
+    let containers = if nesting { containers::run(&node) } else { Ok(()) };
+    println!("containers: {containers:?}");
     links.context("links in the way of mounts")?;
     life.context("ordinary life")?;
     sessions.context("sessions of one sliver")?;
+    containers.context("containers")?;
     image_unchanged(&node)?;
     ensure!(unnoticed.is_empty(), "the node's root could not: {unnoticed:?}");
     ensure!(escaped.is_empty(), "escapes: {escaped:?}");
-    println!("{} attempts were contained", ATTEMPTS.len());
+    println!("{} attempts were contained", attempts.len());
     Ok(())
 }
 
@@ -214,14 +227,17 @@ fn listen(child: &mut Child) -> Result<(bool, Vec<String>)> {
 fn attempt_one(node: &Node, attempt: &Attempt) -> Result<String> {
     node.slivers.start(ONE)?;
     let (before, clocks_before) = (state()?, clocks()?);
-    let Entered { mut child, .. } = node.slivers.enter(ONE, perl(attempt.program))?;
+    let in_namespaces = node.nesting && NESTED_ATTEMPTS.iter().all(|other| other.name != attempt.name);
+    let reaches_its_own = in_namespaces && attempt.nested == Nested::Own;
+    let nest = if in_namespaces { NEST } else { "" };
+    let Entered { mut child, .. } = node.slivers.enter(ONE, perl(&format!("{nest}{}", attempt.program)))?;
     let (holds, lines) = listen(&mut child)?;
-    let proof = prove(node, attempt.proof, &lines);
+    let proof = if reaches_its_own { Ok(()) } else { prove(node, attempt.proof, &lines) };
     let ended = if holds { None } else { Some(child.wait()?) };
     if matches!(attempt.proof, Proof::NeighbourCan(_) | Proof::NeighbourLives) {
         // With it goes what it holds.
         node.slivers.stop(ONE)?;
-    } else {
+    } else if !reaches_its_own {
         ensure!(ended.is_some_and(|status| status.success()), "the program failed: {ended:?}, {lines:?}");
     }
     child.wait()?;

@@ -29,12 +29,23 @@ pub(super) type Test = (u8, Is);
 /// When a call is refused: if all tests of one of these rows pass. No row means always.
 pub(super) type When = &'static [&'static [Test]];
 
+/// What becomes of a refusal in a sliver that may nest containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nested {
+    /// It stands.
+    Refused,
+    /// The kernel judges the call by the namespaces it is about.
+    Allowed,
+}
+use Nested::{Allowed, Refused};
+
 /// Calls that are refused in the same case, with the same answer, for the same reason.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) calls: &'static [(&'static str, c_long)],
     pub(super) when: When,
     pub(super) answer: Errno,
+    pub(super) where_nested: Nested,
     #[cfg_attr(not(test), expect(dead_code, reason = "for whoever reviews the table"))]
     pub(super) why: &'static str,
 }
@@ -82,133 +93,168 @@ pub(super) const REFUSALS: &[Refusal] = &[
             SYS_fspick SYS_mount_setattr],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Allowed,
         why: "mounts are the node's; the parsers of mount options have been a way into the kernel",
     },
     Refusal {
         calls: calls![SYS_setns],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Allowed,
         why: "there is no other namespace to be in",
     },
     Refusal {
         calls: calls![SYS_clone SYS_unshare],
         when: NEW_NAMESPACES,
         answer: Errno::PERM,
+        where_nested: Allowed,
         why: "with a user namespace come all capabilities over what it holds",
     },
     Refusal {
         calls: calls![SYS_unshare],
         when: &[&[(0, Is::With(0x80))]], // CLONE_NEWTIME, which is part of a signal's number in clone
         answer: Errno::PERM,
+        where_nested: Allowed,
         why: "the same",
     },
     Refusal {
         calls: calls![SYS_clone3],
         when: ALWAYS,
         answer: Errno::NOSYS,
+        where_nested: Refused,
         why: "its flags are in memory, where no filter sees them; C libraries then use clone",
     },
     Refusal {
         calls: calls![SYS_bpf],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "programs in the kernel; its verifier has been wrong often",
     },
     Refusal {
         calls: calls![SYS_perf_event_open],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "it measures what others do, and is a large part of the kernel",
     },
     Refusal {
         calls: calls![SYS_io_uring_setup SYS_io_uring_enter SYS_io_uring_register],
         when: ALWAYS,
         answer: Errno::NOSYS,
+        where_nested: Refused,
         why: "calls that no filter sees; libraries then use epoll",
     },
     Refusal {
         calls: calls![SYS_userfaultfd],
         when: ALWAYS,
         answer: Errno::NOSYS,
+        where_nested: Refused,
         why: "it stops the kernel in the middle of a copy, which wins races; the node's kernel lacks it",
     },
     Refusal {
         calls: calls![SYS_add_key SYS_request_key SYS_keyctl],
         when: ALWAYS,
         answer: Errno::NOSYS,
+        where_nested: Refused,
         why: "keyrings are no part of a sliver and know no namespaces of their own; Kerberos then uses files",
     },
     Refusal {
         calls: calls![SYS_open_by_handle_at],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "a handle names any file of a file system, below the sliver's root or not",
     },
     Refusal {
         calls: calls![SYS_fanotify_init],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "it watches whole file systems; inotify is there",
     },
     Refusal {
         calls: calls![SYS_init_module SYS_finit_module SYS_delete_module SYS_kexec_load SYS_kexec_file_load SYS_reboot],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "the kernel and its end are the node's",
     },
     Refusal {
         calls: calls![SYS_settimeofday SYS_clock_settime],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "the clock is everybody's",
     },
     Refusal {
         calls: calls![SYS_swapon SYS_swapoff SYS_quotactl SYS_quotactl_fd SYS_acct],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "memory, disk limits and accounting are the node's",
     },
     Refusal {
         calls: calls![SYS_syslog],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "what the kernel says is the node's business",
     },
     Refusal {
-        calls: calls![SYS_sethostname SYS_setdomainname SYS_vhangup],
+        calls: calls![SYS_sethostname SYS_setdomainname],
         when: ALWAYS,
         answer: Errno::PERM,
+        where_nested: Allowed,
         why: "they need rights over the whole of a namespace, which no one inside has",
     },
-    Refusal { calls: calls![SYS_iopl SYS_ioperm], when: ALWAYS, answer: Errno::PERM, why: "hardware is the node's" },
+    Refusal {
+        calls: calls![SYS_vhangup],
+        when: ALWAYS,
+        answer: Errno::PERM,
+        where_nested: Refused,
+        why: "it takes a terminal from whoever is on it",
+    },
+    Refusal {
+        calls: calls![SYS_iopl SYS_ioperm],
+        when: ALWAYS,
+        answer: Errno::PERM,
+        where_nested: Refused,
+        why: "hardware is the node's",
+    },
     Refusal {
         calls: calls![SYS_modify_ldt],
         when: ALWAYS,
         answer: Errno::NOSYS,
+        where_nested: Refused,
         why: "for 16-bit programs only; segments of one's own have broken the kernel's returns",
     },
     Refusal {
         calls: calls![SYS__sysctl SYS_uselib SYS_sysfs SYS_ustat SYS_nfsservctl SYS_lookup_dcookie],
         when: ALWAYS,
         answer: Errno::NOSYS,
+        where_nested: Refused,
         why: "remains that nothing calls",
     },
     Refusal {
         calls: calls![SYS_personality],
         when: &[PERSONALITIES],
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "old personalities take protections of memory away, also from setuid programs",
     },
     Refusal {
         calls: calls![SYS_ioctl],
         when: &[&[(1, Is::Equal(0x5412))], &[(1, Is::Equal(0x541c))]], // TIOCSTI, TIOCLINUX
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "typing into a terminal reaches whoever reads it next, as another user inside",
     },
     Refusal {
         calls: calls![SYS_ioctl],
         when: &[&[(1, Is::Equal(0x401c_5820))]], // FS_IOC_FSSETXATTR
         answer: Errno::PERM,
+        where_nested: Refused,
         why: "it sets a file's quota project, which is the disk limit it counts for",
     },
     Refusal {
@@ -222,6 +268,7 @@ pub(super) const REFUSALS: &[Refusal] = &[
             ],
         ],
         answer: Errno::AFNOSUPPORT,
+        where_nested: Refused,
         why: "packet sockets pass by the packet filter; the other families are code that nothing needs. The two kinds of \
               netlink list addresses and sockets, which C libraries and ss do",
     },

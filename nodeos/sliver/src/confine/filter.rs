@@ -12,20 +12,21 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{Is, LAST_REVIEWED, REFUSALS, Test};
+use super::calls::{Is, LAST_REVIEWED, Nested, REFUSALS, Refusal, Test};
 
-/// All programs. Their order is of no consequence.
-pub(super) fn programs() -> Result<Vec<Vec<sock_filter>>, BackendError> {
-    let mut answers: Vec<Errno> = REFUSALS.iter().map(|row| row.answer).collect();
+/// All programs, for a sliver that may nest containers or one that may not. Their order is of no consequence.
+pub(super) fn programs(nesting: bool) -> Result<Vec<Vec<sock_filter>>, BackendError> {
+    let rows: Vec<_> = REFUSALS.iter().filter(|row| !nesting || row.where_nested == Nested::Refused).collect();
+    let mut answers: Vec<Errno> = rows.iter().map(|row| row.answer).collect();
     answers.sort_unstable_by_key(|answer| answer.raw_os_error());
     answers.dedup();
-    answers.into_iter().map(refusing).chain([Ok(unreviewed())]).collect()
+    answers.into_iter().map(|answer| refusing(&rows, answer)).chain([Ok(unreviewed())]).collect()
 }
 
-/// The rows with this answer.
-fn refusing(answer: Errno) -> Result<Vec<sock_filter>, BackendError> {
+/// Those of the rows with this answer.
+fn refusing(rows: &[&Refusal], answer: Errno) -> Result<Vec<sock_filter>, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for row in REFUSALS.iter().filter(|row| row.answer == answer) {
+    for row in rows.iter().filter(|row| row.answer == answer) {
         for (_, number) in row.calls {
             let rows = rules.entry(*number).or_default();
             for tests in row.when {
@@ -90,10 +91,10 @@ mod tests {
     }
 
     /// The strictest answer, which has the smallest number if taken with its sign.
-    fn answer(architecture: u32, number: u32, arguments: &[u64]) -> u32 {
+    fn answer(nesting: bool, architecture: u32, number: u32, arguments: &[u64]) -> u32 {
         let mut all = [0; 6];
         all[..arguments.len()].copy_from_slice(arguments);
-        let programs = programs().expect("compiling");
+        let programs = programs(nesting).expect("compiling");
         programs.iter().map(|p| run(p, architecture, number, all)).min_by_key(|a| *a as i32).expect("a program")
     }
 
@@ -105,7 +106,7 @@ mod tests {
                 Ok(()) => libc::SECCOMP_RET_ALLOW,
                 Err(number) => libc::SECCOMP_RET_ERRNO | number as u32,
             };
-            assert_eq!(answer(X86_64, call as u32, arguments), expect, "{call} {arguments:x?}");
+            assert_eq!(answer(false, X86_64, call as u32, arguments), expect, "{call} {arguments:x?}");
         };
         let (thread, user) = (0x3d_0f00, libc::CLONE_NEWUSER as u64);
         check(libc::SYS_read, &[], ALLOWED);
@@ -140,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn every_row_refuses() {
-        for row in REFUSALS {
+    fn every_row_refuses_unless_nesting_lifts_it() {
+        for (row, nesting) in REFUSALS.iter().flat_map(|row| [(row, false), (row, true)]) {
             for (name, number) in row.calls {
                 let always: When = &[&[]];
                 for tests in if row.when.is_empty() { always } else { row.when } {
@@ -151,8 +152,11 @@ mod tests {
                             arguments[usize::from(*argument)] = u64::from(*value);
                         }
                     }
-                    let got = answer(X86_64, *number as u32, &arguments);
-                    let expect = libc::SECCOMP_RET_ERRNO | row.answer.raw_os_error() as u32;
+                    let got = answer(nesting, X86_64, *number as u32, &arguments);
+                    let expect = match row.where_nested {
+                        Nested::Allowed if nesting => libc::SECCOMP_RET_ALLOW,
+                        _ => libc::SECCOMP_RET_ERRNO | row.answer.raw_os_error() as u32,
+                    };
                     assert_eq!(got, expect, "{name} {tests:?}");
                 }
             }
@@ -162,8 +166,8 @@ mod tests {
     #[test]
     fn other_numberings_are_refused() {
         for number in [0, 1, 11, 102, 120, 400] {
-            assert_eq!(answer(I386, number, &[]), libc::SECCOMP_RET_KILL_PROCESS);
-            let x32 = answer(X86_64, 0x4000_0000 | number, &[]);
+            assert_eq!(answer(true, I386, number, &[]), libc::SECCOMP_RET_KILL_PROCESS);
+            let x32 = answer(true, X86_64, 0x4000_0000 | number, &[]);
             assert_eq!(x32, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
         }
     }
