@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
-    process::{ExitCode, Stdio},
+    process::{Child, ExitCode, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -17,11 +17,15 @@ use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_protocol::{ArtifactRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
 use orrery_sliver::{
     EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
 };
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::{Pid, PidfdFlags},
+};
 
 use crate::{
     central::Central,
@@ -229,15 +233,28 @@ impl Entrance for Door {
                 }
                 SessionIo::Pty(master)
             }
-            None => {
-                let lost = || io::Error::other("a pipe that was asked for is missing");
-                SessionIo::Pipes {
-                    stdin: child.stdin.take().ok_or_else(lost)?.into(),
-                    stdout: child.stdout.take().ok_or_else(lost)?.into(),
-                    stderr: child.stderr.take().ok_or_else(lost)?.into(),
-                }
-            }
+            None => pipes(&mut child)?,
         };
+        Ok(Session { io, process: Process::adopt(child)? })
+    }
+
+    fn work(&self, slice: &SliceName, task: LayerTask) -> io::Result<Session> {
+        let login = slice.login();
+        tracing::info!("{login}: {task}");
+        let mut child = self.slivers.begin_work(&login, task).map_err(chained)?;
+        let ended = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let io = pipes(&mut child)?;
+        let slivers = self.slivers.clone();
+        thread::spawn(move || {
+            // Whoever waits for it is told, too; this is for a sliver that it left standing still, should it have been killed.
+            let mut wait = [PollFd::new(&ended, PollFlags::IN)];
+            let cleared = rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, None))
+                .map_err(io::Error::from)
+                .and_then(|_| slivers.work_ended(&login).map_err(chained));
+            if let Err(e) = cleared {
+                tracing::warn!("after work on the layer of {login}: {e}");
+            }
+        });
         Ok(Session { io, process: Process::adopt(child)? })
     }
 
@@ -245,6 +262,16 @@ impl Entrance for Door {
         let (slivers, config) = (self.slivers.clone(), self.config.clone());
         Arc::new(SliverNetwork { slivers, login: slice.login(), config })
     }
+}
+
+/// A child's standard input, output and error, which are pipes.
+fn pipes(child: &mut Child) -> io::Result<SessionIo> {
+    let lost = || io::Error::other("a pipe that was asked for is missing");
+    Ok(SessionIo::Pipes {
+        stdin: child.stdin.take().ok_or_else(lost)?.into(),
+        stdout: child.stdout.take().ok_or_else(lost)?.into(),
+        stderr: child.stderr.take().ok_or_else(lost)?.into(),
+    })
 }
 
 /// The network as one sliver's: its sockets are made inside.

@@ -113,6 +113,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("sliver-escapes", machinery::escapes),
+    Scenario::full("sliver-layers", machinery::layers),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),

@@ -8,29 +8,33 @@ use std::{
 
 use rustix::process::DumpableBehavior;
 
-use crate::{boot, confine::confine, enter};
+use crate::{boot, confine::confine, enter, snapshot};
 
 /// The first argument of the helper that starts a sliver.
 pub(crate) const BOOT: &str = "sliver-boot";
 /// The first argument of the helper that runs a command in one.
 pub(crate) const ENTER: &str = "sliver-enter";
+/// The first argument of the helper that works on the layer of one, before its order.
+pub(crate) const LAYER: &str = "sliver-layer";
 
 /// To be called first thing in `main`, before any thread exists: does a helper's work if that is what this process was made
 /// for, and returns what to exit with; returns nothing otherwise. `arguments` are those of the process, its name first.
 pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     let word = arguments.nth(1)?;
-    let helper = if word == BOOT {
-        boot::helper
-    } else if word == ENTER {
-        enter::helper
-    } else {
+    if ![BOOT, ENTER, LAYER].iter().any(|helper| word == *helper) {
         return None;
-    };
+    }
     if let Err(error) = hide() {
         eprintln!("forbidding to be traced: {error}");
         return Some(ExitCode::from(125));
     }
-    Some(helper())
+    Some(if word == BOOT {
+        boot::helper()
+    } else if word == ENTER {
+        enter::helper()
+    } else {
+        snapshot::helper(arguments.next())
+    })
 }
 
 /// Forbids to trace this process and its children, and to look into their memory and descriptors, for all without rights

@@ -5,8 +5,8 @@
 //! [`Slivers::stop`] kills all of it, and [`Slivers::stop_unused`] does so if nothing runs inside. Nothing is kept in memory:
 //! whoever opens the same paths finds the same slivers, so the node manager may die at any time, and slivers keep running.
 //!
-//! The work inside namespaces is done by the program itself, run again with a first argument of `sliver-boot` or
-//! `sliver-enter`: see [`internal_main`].
+//! The work inside namespaces, and that on layers for their users, is done by the program itself, run again with a first argument
+//! of `sliver-boot`, `sliver-enter` or `sliver-layer`: see [`internal_main`].
 
 mod boot;
 mod cgroup;
@@ -19,6 +19,7 @@ mod node;
 mod record;
 mod remove;
 mod slivers;
+mod snapshot;
 mod socket;
 
 pub use cgroup::Activity;
@@ -28,4 +29,5 @@ pub use internal::internal_main;
 pub use node::prepare_node;
 pub use record::Record;
 pub use slivers::{SliverPaths, Slivers};
+pub use snapshot::{SnapshotError, Work};
 pub use socket::{Helper, Made, Wish};

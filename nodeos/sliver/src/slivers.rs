@@ -6,6 +6,8 @@ use std::{
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use orrery_protocol::{Life, Rspec, SliverSpec};
@@ -27,6 +29,9 @@ use crate::{
 
 /// A disk quota of bytes is also one of files: one for so many bytes, the ratio ext4 makes inodes at.
 const BYTES_PER_INODE: u64 = 16 * 1024;
+/// How long who comes in waits for a sliver whose layer is copied, and how often they look.
+const COPYING: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
 /// A record, in a sliver's directory.
 const RECORD: &str = "sliver.json";
 /// A directory with this prefix is no sliver: one being made or destroyed.
@@ -60,7 +65,7 @@ impl Default for SliverPaths {
 #[derive(Debug)]
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
-    sessions: AtomicU64,
+    pub(crate) sessions: AtomicU64,
 }
 
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
@@ -91,7 +96,7 @@ impl Slivers {
         self.paths.data.join("slivers")
     }
 
-    fn directory(&self, login: &str) -> PathBuf {
+    pub(crate) fn directory(&self, login: &str) -> PathBuf {
         self.home().join(login)
     }
 
@@ -235,6 +240,7 @@ impl Slivers {
         record.image = image.into();
         record.spec.image = spec.image.clone();
         record.spec.life.reset = spec.life.reset;
+        self.end_work(&login)?;
         let (fresh, directory) = (self.build(&record)?, self.directory(&login));
         rustix::fs::renameat_with(CWD, &fresh, CWD, &directory, RenameFlags::EXCHANGE).at("replacing", &directory)?;
         self.flush()?;
@@ -266,7 +272,10 @@ impl Slivers {
         let _lock = self.lock(login)?;
         let mut record = self.get(login)?;
         // The record is last: what it says is in force. Whoever opens the slivers makes that so after a crash.
-        self.group(login).freeze(reason.is_some())?;
+        // One that is held still goes on, or does not, once that ends.
+        if !self.is_held_still(login) {
+            self.group(login).freeze(reason.is_some())?;
+        }
         record.spec.life.suspended = reason.map(str::to_owned);
         record.store(&self.directory(login).join(RECORD))
     }
@@ -314,6 +323,9 @@ impl Slivers {
         let record = self.get(login)?;
         if let Some(reason) = record.spec.life.suspended {
             return Err(SliverError::Suspended { slice: record.spec.slice, reason });
+        }
+        if self.is_held_still(login) {
+            return Err(SliverError::HeldStill { slice: record.spec.slice });
         }
         let group = self.group(login);
         if group.first_process().is_some() {
@@ -397,7 +409,7 @@ impl Slivers {
         Ok(unused)
     }
 
-    fn stop_locked(&self, login: &str, _: &Lock) -> Result<(), SliverError> {
+    pub(crate) fn stop_locked(&self, login: &str, _: &Lock) -> Result<(), SliverError> {
         let group = self.group(login);
         group.kill()?;
         group.remove()
@@ -455,8 +467,17 @@ impl Slivers {
         helper: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
     ) -> Result<Entering, SliverError> {
         // One lock for starting and entering, so that nobody stops it in between.
-        let lock = self.lock(login)?;
-        self.start_locked(login, &lock)?;
+        let patience = Instant::now() + COPYING;
+        let _lock = loop {
+            let lock = self.lock(login)?;
+            match self.start_locked(login, &lock) {
+                Err(SliverError::HeldStill { .. }) if Instant::now() < patience => {
+                    drop(lock);
+                    thread::sleep(LOOK);
+                }
+                result => break result.map(|()| lock)?,
+            }
+        };
         let group = self.group(login);
         let Some(first) = group.first_process() else {
             return Err(SliverError::Enter { login: login.into(), message: "it stopped meanwhile".into() });

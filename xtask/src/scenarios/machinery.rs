@@ -22,6 +22,11 @@ pub(super) fn escapes(bench: &Bench<'_>) -> Result<()> {
     run(bench, "sliver-escapes", "sliver_escapes")
 }
 
+/// Snapshots, clones, exports and imports.
+pub(super) fn layers(bench: &Bench<'_>) -> Result<()> {
+    run(bench, "sliver-layers", "sliver_layers")
+}
+
 fn run(bench: &Bench<'_>, name: &str, program: &str) -> Result<()> {
     fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
     let initramfs = bench.folder.join("initramfs");
