@@ -18,6 +18,7 @@ mod reproducible;
 mod rollout;
 mod rotation;
 mod safe;
+mod snapshots;
 mod trust;
 mod upgrade;
 
@@ -114,6 +115,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-layers", machinery::layers),
+    Scenario::full("sliver-snapshots", snapshots::snapshots),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),

@@ -199,17 +199,22 @@ fn run() -> Result<()> {
         ensure!(fingerprint(&tree)? == before, "the tree changed");
         Ok(())
     })?;
-    step("reset and destruction end a worker", || {
+    step("a reset ends a worker", || {
         let worker = exporting(&slivers, "test_one")?;
         slivers.reset(&again(&slivers, "test_one")?, &image)?;
         ensure!(slivers.snapshots("test_one")?.is_empty(), "snapshots outlived what they were of");
         ended(worker)?;
-        tidy(&slivers, "test_one")?;
-        let worker = exporting(&slivers, "test_two")?;
+        tidy(&slivers, "test_one").map(drop)
+    })?;
+    let worker = step("work on a sliver that is to go", || exporting(&slivers, "test_two"))?;
+    step("destruction ends a worker", || {
         slivers.destroy("test_two")?;
         ended(worker)?;
         ensure!(!Path::new("/data/slivers/test_two").exists(), "files are left");
-        slivers.work_ended("test_two")?;
+        Ok(slivers.work_ended("test_two")?)
+    })?;
+    step("destruction takes snapshots with it", || {
+        slivers.work("test_one", PATIENCE)?.take(&name("last"))?;
         slivers.destroy("test_one")?;
         let left: Vec<_> = fs::read_dir("/data/slivers")?.flatten().map(|entry| entry.file_name()).collect();
         ensure!(left.is_empty(), "{left:?} are left");
