@@ -526,10 +526,17 @@ fn exporting(slivers: &Slivers, login: &str) -> Result<Child> {
     Ok(worker)
 }
 
+/// A worker's end by somebody else, long before it would have given up by itself.
 fn ended(mut worker: Child) -> Result<()> {
-    let status = worker.wait()?;
-    ensure!(!status.success(), "it ended well");
-    Ok(())
+    let start = Instant::now();
+    loop {
+        if let Some(status) = worker.try_wait()? {
+            ensure!(!status.success(), "it ended well");
+            return Ok(());
+        }
+        ensure!(start.elapsed() < Duration::from_secs(20), "nothing ended it");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn killed(slivers: &Slivers) -> Result<()> {

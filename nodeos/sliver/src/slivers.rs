@@ -426,6 +426,7 @@ impl Slivers {
             Err(SliverError::Unknown(_)) => return Ok(()),
             result => result?,
         };
+        self.end_work(login)?;
         self.stop_locked(login, &lock)?;
         let dying = self.home().join(format!("{TRANSIENT}dead-{login}"));
         if dying.exists() {
