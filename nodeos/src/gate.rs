@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use orrery_protocol::{SliceName, SliverState};
+use orrery_protocol::{LayerTask, SliceName, SliverState};
 use orrery_sshd::{
     Accounts, Command, HostKey, Limits, Login, Network, PublicKey, Session, SessionRequest, parse_key, serve_blocking,
 };
@@ -60,6 +60,12 @@ pub trait Entrance: Send + Sync + 'static {
     /// When it cannot be done.
     fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session>;
 
+    /// Starts work on the layer of the sliver of `slice`, outside of it: its input and output are the user's, nothing else is.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn work(&self, slice: &SliceName, task: LayerTask) -> io::Result<Session>;
+
     /// The network of a sliver.
     fn network(&self, slice: &SliceName) -> Arc<dyn Network>;
 }
@@ -90,7 +96,7 @@ impl Accounts for Gate {
         let account = table.accounts.get(user)?;
         admits(account, key).then(|| {
             let (accounts, entrance) = (self.accounts.clone(), self.entrance.clone());
-            Arc::new(SliverLogin { login: user.to_owned(), accounts, entrance }) as Arc<dyn Login>
+            Arc::new(SliverLogin { login: user.to_owned(), key: key.clone(), accounts, entrance }) as Arc<dyn Login>
         })
     }
 }
@@ -102,6 +108,7 @@ fn admits(account: &Account, key: &PublicKey) -> bool {
 
 struct SliverLogin {
     login: String,
+    key: PublicKey,
     accounts: Arc<AccountFile>,
     entrance: Arc<dyn Entrance>,
 }
@@ -125,10 +132,17 @@ impl Login for SliverLogin {
             return self.entrance.log(&account.slice, follow);
         }
         match (account.state, &account.error) {
-            (SliverState::Ready, _) => {
-                let program = program(&request.command)?;
-                self.entrance.enter(&account.slice, program, environment(&account.slice, request), request)
-            }
+            (SliverState::Ready, _) => match program(&request.command)? {
+                Asked::Run(program) => {
+                    self.entrance.enter(&account.slice, program, environment(&account.slice, request), request)
+                }
+                Asked::Work(task) => {
+                    if let LayerTask::Clone(_, target) = &task {
+                        self.may_change(table.accounts.get(target), target)?;
+                    }
+                    self.entrance.work(&account.slice, task)
+                }
+            },
             (SliverState::Creating, _) => {
                 Err(io::Error::other(format!("sliver {} is being created; try again in a moment", account.slice)))
             }
@@ -153,14 +167,41 @@ fn log(command: &Command) -> Option<bool> {
     }
 }
 
-/// What to run for a request.
-fn program(command: &Command) -> io::Result<Program> {
-    match command {
-        Command::Shell => Ok(Program::Shell),
-        Command::Exec(line) => Ok(Program::Line(line.clone())),
-        Command::Subsystem(name) if name == "sftp" => Ok(Program::File(SFTP_SERVER)),
-        Command::Subsystem(name) => Err(io::Error::new(io::ErrorKind::NotFound, format!("no subsystem `{name}` here"))),
+impl SliverLogin {
+    /// Refuses what this login's key would not open either, without telling whether there is such a sliver.
+    fn may_change(&self, other: Option<&Account>, login: &str) -> io::Result<()> {
+        let refused =
+            || io::Error::new(io::ErrorKind::PermissionDenied, format!("your key does not open `{login}` here"));
+        let other = other.filter(|other| admits(other, &self.key)).ok_or_else(refused)?;
+        if other.state == SliverState::Ready {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("sliver {} is not ready", other.slice)))
     }
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Asked {
+    /// A program inside the sliver.
+    Run(Program),
+    /// Work on its layer.
+    Work(LayerTask),
+}
+
+/// What to do for a request.
+fn program(command: &Command) -> io::Result<Asked> {
+    Ok(match command {
+        Command::Shell => Asked::Run(Program::Shell),
+        Command::Exec(line) => Asked::Run(Program::Line(line.clone())),
+        Command::Subsystem(name) if name == "sftp" => Asked::Run(Program::File(SFTP_SERVER)),
+        Command::Subsystem(name) if name.starts_with("orrery-") => {
+            Asked::Work(name.parse().map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?)
+        }
+        Command::Subsystem(name) => {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("no subsystem `{name}` here")));
+        }
+    })
 }
 
 /// Variables that say where a session comes from and leads to.
@@ -199,6 +240,10 @@ mod tests {
 
         fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session> {
             Err(io::Error::other(format!("{slice}: log, follow {follow}")))
+        }
+
+        fn work(&self, slice: &SliceName, task: LayerTask) -> io::Result<Session> {
+            Err(io::Error::other(format!("{slice}: {task}")))
         }
 
         fn network(&self, _: &SliceName) -> Arc<dyn Network> {
@@ -280,9 +325,40 @@ mod tests {
     #[test]
     fn programs() {
         let check = |command, expect| assert_eq!(program(&command).ok(), expect, "{command:?}");
-        check(Command::Shell, Some(Program::Shell));
-        check(Command::Exec("a 'b'; c".into()), Some(Program::Line("a 'b'; c".into())));
-        check(Command::Subsystem("sftp".into()), Some(Program::File(SFTP_SERVER)));
+        check(Command::Shell, Some(Asked::Run(Program::Shell)));
+        check(Command::Exec("a 'b'; c".into()), Some(Asked::Run(Program::Line("a 'b'; c".into()))));
+        check(Command::Subsystem("sftp".into()), Some(Asked::Run(Program::File(SFTP_SERVER))));
+        check(Command::Subsystem("orrery-import".into()), Some(Asked::Work(LayerTask::Import)));
+        check(Command::Subsystem("orrery-snapshot create ../x".into()), None);
         check(Command::Subsystem("netconf".into()), None);
+    }
+
+    #[test]
+    fn a_clone_is_made_only_of_what_the_key_opens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("accounts.json");
+        let gate = Gate { accounts: Arc::new(AccountFile::new(&path)), entrance: Arc::new(Closed) };
+        let [mine, other] = [1, 2].map(|seed| parse_key(&HostKey::from_seed(&[seed; 32]).public_line()).unwrap());
+        let account = |slice: &str, key: &PublicKey, state| {
+            let slice: SliceName = slice.parse().unwrap();
+            let keys = vec![key.to_openssh().unwrap()];
+            (slice.login(), Account { slice, keys, state, error: None })
+        };
+        let accounts = BTreeMap::from([
+            account("demo/a", &mine, SliverState::Ready),
+            account("demo/b", &mine, SliverState::Ready),
+            account("demo/new", &mine, SliverState::Creating),
+            account("demo/theirs", &other, SliverState::Ready),
+        ]);
+        AccountTable { accounts }.write(&path).unwrap();
+        let login = gate.authorize("demo_a", &mine).unwrap();
+        let check = |target: &str, expect: &str| {
+            let asked = Command::Subsystem(format!("orrery-snapshot clone s {target}"));
+            assert_eq!(login.spawn(&request(asked)).unwrap_err().to_string(), expect);
+        };
+        check("demo_b", "demo/a: orrery-snapshot clone s demo_b");
+        check("demo_new", "sliver demo/new is not ready");
+        check("demo_theirs", "your key does not open `demo_theirs` here");
+        check("nobody", "your key does not open `nobody` here");
     }
 }

@@ -19,12 +19,15 @@ use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_protocol::{ArtifactRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
 use orrery_sliver::{
     EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
 };
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::{Pid, PidfdFlags, Signal, kill_process},
+};
 
 use crate::{
     admission::Capacity,
@@ -311,10 +314,40 @@ impl Entrance for Door {
         Ok(Session { io: pipes(&mut child)?, process: Process::adopt(child)? })
     }
 
+    fn work(&self, slice: &SliceName, task: LayerTask) -> io::Result<Session> {
+        let login = slice.login();
+        tracing::info!("{login}: {task}");
+        let mut child = self.slivers.begin_work(&login, task).map_err(chained)?;
+        let ended = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let io = pipes(&mut child)?;
+        let slivers = self.slivers.clone();
+        thread::spawn(move || {
+            // Whoever waits for it is told, too; this is for a sliver that it left standing still, should it have been killed.
+            let mut wait = [PollFd::new(&ended, PollFlags::IN)];
+            let cleared = rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, None))
+                .map_err(io::Error::from)
+                .and_then(|_| slivers.work_ended(&login).map_err(chained));
+            if let Err(e) = cleared {
+                tracing::warn!("after work on the layer of {login}: {e}");
+            }
+        });
+        Ok(Session { io, process: Process::adopt(child)? })
+    }
+
     fn network(&self, slice: &SliceName) -> Arc<dyn Network> {
         let (slivers, config) = (self.slivers.clone(), self.config.clone());
         Arc::new(SliverNetwork { slivers, login: slice.login(), config })
     }
+}
+
+/// A child's standard input, output and error, which are pipes.
+fn pipes(child: &mut Child) -> io::Result<SessionIo> {
+    let lost = || io::Error::other("a pipe that was asked for is missing");
+    Ok(SessionIo::Pipes {
+        stdin: child.stdin.take().ok_or_else(lost)?.into(),
+        stdout: child.stdout.take().ok_or_else(lost)?.into(),
+        stderr: child.stderr.take().ok_or_else(lost)?.into(),
+    })
 }
 
 /// The network as one sliver's: its sockets are made inside.
@@ -342,16 +375,6 @@ impl Network for SliverNetwork {
             self.slivers.socket(&self.login, Wish::Listener(path.to_owned())).map_err(chained)?;
         Ok(AgentListener { listener: socket.into(), keep: Box::new(helper) })
     }
-}
-
-/// The ends of a child's three pipes.
-fn pipes(child: &mut Child) -> io::Result<SessionIo> {
-    let lost = || io::Error::other("a pipe that was asked for is missing");
-    Ok(SessionIo::Pipes {
-        stdin: child.stdin.take().ok_or_else(lost)?.into(),
-        stdout: child.stdout.take().ok_or_else(lost)?.into(),
-        stderr: child.stderr.take().ok_or_else(lost)?.into(),
-    })
 }
 
 /// An error with its causes, for somebody who sees only its text.

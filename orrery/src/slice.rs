@@ -3,6 +3,7 @@
 pub(crate) mod connect;
 mod copy;
 mod exec;
+mod layer;
 mod logs;
 mod startup;
 
@@ -120,6 +121,15 @@ pub(crate) enum Slice {
     Cp(copy::Copy),
     /// Show what a sliver's initscript and service printed.
     Logs(logs::Logs),
+    /// Snapshots of what a sliver has written: take, list, restore, delete. They count towards its disk quota.
+    #[command(subcommand)]
+    Snapshot(layer::Snapshots),
+    /// Write what a sliver has written to standard output, to be imported elsewhere.
+    Export(layer::Export),
+    /// Make a sliver what an export is that standard input has. All that the sliver holds is lost, and all that runs in it ends.
+    Import(layer::Sliver),
+    /// Make a sliver what another one is, of the same image, here or on another node.
+    Clone(layer::Clone),
     /// List all slices.
     List,
     /// Show a slice.
@@ -200,6 +210,10 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
         Slice::Shell(shell) => shell.run(context),
         Slice::Cp(copy) => copy.run(context),
         Slice::Logs(logs) => logs.run(context),
+        Slice::Snapshot(snapshots) => snapshots.run(context),
+        Slice::Export(export) => export.run(context),
+        Slice::Import(sliver) => layer::import(context, sliver),
+        Slice::Clone(clone) => clone.run(context),
         Slice::List => {
             let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
             context.print(&slices, |slices| list(slices))

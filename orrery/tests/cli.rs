@@ -21,7 +21,7 @@ use orrery_protocol::{
     MinimumHardware, NodeConfig, NodeStatus, Outcome, RecoveryKey, ReleaseArtifact, ReleaseManifest, Restart, RunLevel,
     ScriptContext, ScriptKind, Service, Startup, WantedState,
 };
-use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, parse_key, serve_blocking};
+use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionRequest, parse_key, serve_blocking};
 use orrery_transport::{Client, Identity, Method, Resolver};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -526,12 +526,12 @@ fn a_node_is_watched_grouped_and_asked_to_restart() {
     assert!(following.next(PATIENCE).unwrap().contains("second line"));
 }
 
-/// A node's ssh server, with the slice's key for the slice's account; what runs in its sliver runs in `folder`.
+/// A node's ssh server, with the slice's key for the slice's account; what runs in its sliver runs in a folder of its own.
 fn gate(folder: &Path, seed: u8) -> (u16, String) {
     let key = parse_key(&fs::read_to_string(folder.join("user.pub")).unwrap()).unwrap();
     let home = folder.join(format!("home{seed}"));
     fs::create_dir(&home).unwrap();
-    let login = Arc::new(LocalShell::new(home, Vec::new()).sftp("/usr/lib/openssh/sftp-server"));
+    let login = Arc::new(Layers(LocalShell::new(home, Vec::new()).sftp("/usr/lib/openssh/sftp-server")));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let host_key = HostKey::from_seed(&[seed; 32]);
@@ -541,10 +541,32 @@ fn gate(folder: &Path, seed: u8) -> (u16, String) {
     (port, line)
 }
 
-#[test]
-fn slivers_are_reached_by_the_keys_that_central_knows() {
-    let base = tempfile::tempdir().unwrap();
-    let folder = base.path();
+/// A sliver whose layer is the file `layer`: it does with that what a node's subsystems do, and refuses what begins with `evil`.
+struct Layers(LocalShell);
+
+impl Login for Layers {
+    fn spawn(&self, request: &SessionRequest) -> std::io::Result<Session> {
+        let orrery_sshd::Command::Subsystem(name) = &request.command else { return self.0.spawn(request) };
+        let manifest = r#"{"format":1,"image":"i","slice":"demo/hello","snapshot":null,"created":5}"#;
+        let line = match &name.split(' ').collect::<Vec<_>>()[..] {
+            ["orrery-snapshot", "list"] => r#"echo '[{"name":"a","created":1,"files":2,"bytes":3}]'"#.to_owned(),
+            ["orrery-snapshot", "restore", name] => format!("echo 'there is no snapshot `{name}`' >&2; exit 1"),
+            ["orrery-snapshot", verb, rest @ ..] => {
+                format!("echo {verb} {rest:?} > asked; echo '{{\"files\":1,\"bytes\":2}}'")
+            }
+            ["orrery-export"] => "cat layer".to_owned(),
+            ["orrery-import"] => format!(
+                "first=$(head -c 4); test \"$first\" = evil && {{ echo 'nothing good' >&2; exit 1; }}; \
+                 {{ printf %s \"$first\"; cat; }} > layer; echo '{{\"from\":{manifest},\"files\":7,\"bytes\":8}}'"
+            ),
+            _ => return self.0.spawn(request),
+        };
+        self.0.spawn(&SessionRequest { command: orrery_sshd::Command::Exec(line), ..request.clone() })
+    }
+}
+
+/// A central with a slice that has slivers on two nodes, and where those are reached. `keys` are those that they report.
+fn two_nodes(folder: &Path, keys: impl FnOnce(&[(u16, String); 2]) -> [String; 2]) -> (Served, String) {
     let central = Served::start(folder);
     let ok = |text: &str| check(folder, &format!("{text} --central {}", central.url), 0);
     let mut keygen = Command::new("ssh-keygen");
@@ -557,9 +579,7 @@ fn slivers_are_reached_by_the_keys_that_central_knows() {
     ok("release publish release/manifest.signed");
 
     let gates = [1, 2].map(|seed| gate(folder, seed));
-    // The second node's gate is another than the one that reports to central.
-    let reported = [gates[0].1.clone(), HostKey::from_seed(&[3; 32]).public_line()];
-    for (id, key) in ["n1", "n2"].into_iter().zip(reported) {
+    for (id, key) in ["n1", "n2"].into_iter().zip(keys(&gates)) {
         ok(&format!("node add {id} --out {id}.toml --release-key a.key.pub --state boot"));
         let status = NodeStatus {
             boot_id: "b1".to_owned(),
@@ -576,6 +596,68 @@ fn slivers_are_reached_by_the_keys_that_central_knows() {
     ok("slice add demo/hello --key user.pub --node n1,n2");
 
     let places = format!("--address n1=127.0.0.1:{},n2=127.0.0.1:{} -i user", gates[0].0, gates[1].0);
+    (central, places)
+}
+
+#[test]
+fn layers_are_kept_and_moved_by_nodes() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let (central, places) = two_nodes(folder, |gates| [gates[0].1.clone(), gates[1].1.clone()]);
+    let line = |text: &str| format!("slice {text} {places} --central {}", central.url);
+    let ok = |text: &str| check(folder, &line(text), 0);
+
+    assert_eq!(
+        ok("snapshot list demo/hello --node n1")[0],
+        json!({ "name": "a", "created": 1, "files": 2, "bytes": 3 })
+    );
+    let refused = check(folder, &line("snapshot restore demo/hello b --node n1"), 1);
+    assert_eq!(refused["message"], "n1: there is no snapshot `b`");
+    check(folder, &line("snapshot create demo/hello ../b --node n1"), 2);
+    ok("snapshot delete demo/hello b --node n2");
+    assert_eq!(fs::read_to_string(folder.join("home2/asked")).unwrap(), "delete [\"b\"]\n".replace('"', ""));
+
+    // More than any buffer on the way.
+    let layer: Vec<u8> = (0..3_000_000_u32).map(|i| (1 + i % 251) as u8).collect();
+    fs::write(folder.join("home1/layer"), &layer).unwrap();
+    let exported = run(folder, &line("export demo/hello --node n1"));
+    assert!(exported.status.success() && exported.stdout == layer);
+    fs::write(folder.join("export"), &layer).unwrap();
+    let import = |from: &str| {
+        let mut command = command(folder, &line("import demo/hello --node n2 --json"));
+        command.stdin(fs::File::open(folder.join(from)).unwrap()).output().unwrap()
+    };
+    let imported = import("export");
+    let said: Value = serde_json::from_slice(&imported.stdout).unwrap();
+    assert_eq!((&said["files"], &said["from"]["slice"]), (&json!(7), &json!("demo/hello")));
+    assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
+
+    // Who refuses does not read to the end; what it says is what counts.
+    fs::write(folder.join("evil"), [b"evil", &layer[..]].concat()).unwrap();
+    let refused = import("evil");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("n2: nothing good"), "{said}");
+    assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
+
+    // From node to node through here; on one node, the node does it.
+    fs::write(folder.join("home1/layer"), b"another").unwrap();
+    assert_eq!(ok("clone demo/hello demo/hello --node n1 --to-node n2")["files"], 7);
+    assert_eq!(fs::read(folder.join("home2/layer")).unwrap(), b"another");
+    assert_eq!(ok("clone demo/hello demo/hello --node n1 --to-node n1 --snapshot s")["files"], 1);
+    assert_eq!(fs::read_to_string(folder.join("home1/asked")).unwrap(), "clone [s, demo_hello]\n");
+    fs::remove_file(folder.join("home1/layer")).unwrap();
+    let failed = check(folder, &line("clone demo/hello demo/hello --node n1 --to-node n2"), 1);
+    assert!(failed["message"].as_str().unwrap().starts_with("n1: cat: layer"), "{failed}");
+}
+
+#[test]
+fn slivers_are_reached_by_the_keys_that_central_knows() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    // The second node's gate is another than the one that reports to central.
+    let reported = |gates: &[(u16, String); 2]| [gates[0].1.clone(), HostKey::from_seed(&[3; 32]).public_line()];
+    let (central, places) = two_nodes(folder, reported);
     let slice = |verb: &str, rest: &str| {
         // `--json` has to stand before the command.
         let mut command = command(folder, &format!("slice {verb} --central {} demo/hello {places}", central.url));

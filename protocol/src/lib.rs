@@ -17,6 +17,7 @@ mod envelope;
 mod extras;
 mod json;
 mod key;
+mod layer;
 mod node_config;
 mod recovery;
 mod release;
@@ -37,6 +38,10 @@ pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot,
 pub use extras::Extras;
 pub use json::JsonError;
 pub use key::{KeyError, PublicKey, SigningKey};
+pub use layer::{
+    EXPORT_FORMAT, EXPORT_LAYER, EXPORT_MANIFEST, ExportManifest, LayerSize, LayerTask, LayerTaskError, Snapshot,
+    SnapshotName, SnapshotNameError,
+};
 pub use node_config::{
     Addressing, Central, DiskRule, Install, Network, NodeConfig, NodeConfigError, StaticAddress, is_node_id,
 };

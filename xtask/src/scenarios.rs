@@ -20,6 +20,7 @@ mod rollout;
 mod rotation;
 mod safe;
 mod service;
+mod snapshots;
 mod trust;
 mod upgrade;
 
@@ -123,6 +124,8 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-interruptions", machinery::interruptions),
     Scenario::full("manager-killed", killed::manager),
     Scenario::full("sliver-nesting", machinery::nesting),
+    Scenario::full("sliver-layers", machinery::layers),
+    Scenario::full("sliver-snapshots", snapshots::snapshots),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),

@@ -56,7 +56,7 @@ impl Container {
                 Kind::File => Place::Content { at: entry.position, size: entry.size },
                 Kind::HardLink(target) => Place::Link(join(&[], target)),
                 Kind::Symlink(target) => Place::Link(join(&parts[..parts.len().saturating_sub(1)], target)),
-                Kind::Directory | Kind::Device => continue,
+                Kind::Directory | Kind::Device(_) => continue,
             };
             entries.insert(parts.join(&b'/'), place);
             if entries.len() > ENTRIES {

@@ -253,7 +253,7 @@ impl Tree {
                     }
                 }
             }
-            Kind::Device => {
+            Kind::Device(_) => {
                 self.skipped.devices += 1;
                 self.make_room(&parts.join(&b'/'))
             }

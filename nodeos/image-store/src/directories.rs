@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Deeper than any distribution's; each level is an open file.
-const DEPTH: usize = 128;
+pub const DEPTH: usize = 128;
 const COMPONENT_BYTES: usize = 255;
 
 /// The components of a path without `.`; none for the top of the tree.
@@ -46,19 +46,23 @@ pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, ImportError> {
 
 /// The directories on the way to the last path asked for. Archives list one directory after the other, so most
 /// lookups find all of theirs open.
-pub(crate) struct Directories {
+#[derive(Debug)]
+pub struct Directories {
     top: OwnedFd,
     open: Vec<(Vec<u8>, OwnedFd)>,
 }
 
 impl Directories {
     /// Beneath `top`.
-    pub(crate) fn new(top: OwnedFd) -> Self {
+    pub fn new(top: OwnedFd) -> Self {
         Self { top, open: Vec::new() }
     }
 
     /// Opens the directory at `parts`, made with all above it if missing. Returns how many were made.
-    pub(crate) fn enter(&mut self, parts: &[&[u8]]) -> Result<u64, ImportError> {
+    ///
+    /// # Errors
+    /// When the path leads through what is no directory, or one cannot be made.
+    pub fn enter(&mut self, parts: &[&[u8]]) -> Result<u64, ImportError> {
         let common = self.open.iter().zip(parts).take_while(|((name, _), part)| name == *part).count();
         self.open.truncate(common);
         let mut made = 0;
@@ -88,12 +92,15 @@ impl Directories {
     }
 
     /// The directory entered last, good for resolving beneath it only.
-    pub(crate) fn current(&self) -> BorrowedFd<'_> {
+    pub fn current(&self) -> BorrowedFd<'_> {
         self.open.last().map_or(&self.top, |(_, directory)| directory).as_fd()
     }
 
     /// The directory entered last, good for changing its metadata.
-    pub(crate) fn reopen(&self) -> io::Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn reopen(&self) -> io::Result<OwnedFd> {
         Ok(openat(self.current(), ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
     }
 }

@@ -197,7 +197,7 @@ impl Import {
             return Err(ImportError::Malformed { path: display(&name), reason: "the top is not a directory" });
         };
         match entry.kind.clone() {
-            Kind::Device => self.imported.skipped_devices += 1,
+            Kind::Device(_) => self.imported.skipped_devices += 1,
             Kind::File => {
                 self.parents(parents)?;
                 self.file(last, entry)?;

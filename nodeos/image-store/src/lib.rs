@@ -31,7 +31,7 @@ use orrery_protocol::Digest;
 use rustix::{fs::FlockOperation, io::Errno};
 
 pub use crate::{
-    directories::components,
+    directories::{DEPTH, Directories, components},
     error::{ImportError, StoreError},
     import::{Imported, put_sparse},
     object::{Examined, Metadata},

@@ -67,7 +67,10 @@ impl Metadata {
 
     /// Gives the file or directory all of it. Changing the owner clears set-id bits and capabilities, so the owner
     /// comes first; whatever writes content has to be over, for the same reason.
-    pub(crate) fn apply(&self, file: impl AsFd) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn apply(&self, file: impl AsFd) -> io::Result<()> {
         fchown(&file, Some(Uid::from_raw(self.owner)), Some(Gid::from_raw(self.group)))?;
         fchmod(&file, Mode::from_raw_mode(self.mode))?;
         for (name, value) in &self.attributes {
@@ -78,7 +81,7 @@ impl Metadata {
     }
 
     /// As the kernel takes them.
-    pub(crate) fn times(&self) -> Timestamps {
+    pub fn times(&self) -> Timestamps {
         let time = Timespec { tv_sec: self.modified.0, tv_nsec: i64::from(self.modified.1) };
         Timestamps { last_access: time, last_modification: time }
     }
@@ -88,13 +91,22 @@ impl Metadata {
     /// # Errors
     /// When it cannot be examined.
     pub fn of(file: &File) -> io::Result<Examined> {
+        Self::keeping(file, keeps_attribute)
+    }
+
+    /// The same, with these extended attributes instead of those that belong into an image's tree.
+    ///
+    /// # Errors
+    /// When it cannot be examined.
+    pub fn keeping(file: impl AsFd, keeps: fn(&[u8]) -> bool) -> io::Result<Examined> {
+        let file = file.as_fd();
         let stat = rustix::fs::fstat(file)?;
         let mut names = vec![0; rustix::fs::flistxattr_query(file)?];
         let length = rustix::fs::flistxattr(file, names.as_mut_slice())?;
         let mut attributes = Vec::new();
         let mut skipped_attributes = 0;
         for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-            if !keeps_attribute(name) {
+            if !keeps(name) {
                 skipped_attributes += 1;
                 continue;
             }

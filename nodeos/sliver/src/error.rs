@@ -21,6 +21,12 @@ pub enum SliverError {
         /// Why.
         reason: String,
     },
+    /// It is not to start now.
+    #[error("sliver of {slice} is being copied, and stands still: try again in a moment")]
+    HeldStill {
+        /// Whose it is.
+        slice: SliceName,
+    },
     /// Every range of identities is taken.
     #[error("no range of user identities is free")]
     Full,

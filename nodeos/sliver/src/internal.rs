@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::DumpableBehavior;
 
-use crate::{boot, confine::confine, enter, keeper, log};
+use crate::{boot, confine::confine, enter, keeper, log, snapshot};
 
 /// The first argument of the helper that starts a sliver.
 pub(crate) const BOOT: &str = "sliver-boot";
@@ -18,12 +18,14 @@ pub(crate) const ENTER: &str = "sliver-enter";
 pub(crate) const KEEP: &str = "sliver-keep";
 /// The first argument of one that prints a sliver's log.
 pub(crate) const LOG: &str = "sliver-log";
+/// The first argument of the helper that works on the layer of one, before its order.
+pub(crate) const LAYER: &str = "sliver-layer";
 
 /// To be called first thing in `main`, before any thread exists: does a helper's work if that is what this process was made
 /// for, and returns what to exit with; returns nothing otherwise. `arguments` are those of the process, its name first.
 pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     let word = arguments.nth(1)?;
-    if ![BOOT, ENTER, KEEP, LOG].iter().any(|known| word == *known) {
+    if ![BOOT, ENTER, KEEP, LOG, LAYER].iter().any(|known| word == *known) {
         return None;
     }
     if let Err(error) = hide() {
@@ -34,6 +36,7 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
         Some(BOOT) => boot::helper(),
         Some(ENTER) => enter::helper(),
         Some(KEEP) => keeper::helper(arguments),
+        Some(LAYER) => snapshot::helper(arguments.next()),
         _ => log::helper(arguments),
     })
 }

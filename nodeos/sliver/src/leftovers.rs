@@ -18,6 +18,7 @@ use crate::{
     record::{MAX_INDEX, Record},
     remove::remove_tree,
     slivers::{Slivers, TRANSIENT},
+    snapshot::WORKERS,
 };
 
 /// What cannot be removed costs space and no more; slivers go on without that.
@@ -45,6 +46,9 @@ impl Slivers {
             }
         };
         let records: BTreeMap<String, Record> = records.into_iter().map(|r| (r.login(), r)).collect();
+        // Nobody waits for what works on layers any more.
+        let workers = self.group(WORKERS);
+        warn("workers", workers.kill().and_then(|()| workers.remove()));
         for (login, _) in directories(&self.paths.cgroup).into_iter().filter(|(login, _)| !records.contains_key(login))
         {
             let group = self.group(&login);
@@ -64,9 +68,10 @@ impl Slivers {
     }
 
     /// Makes what runs of a sliver, and its limits, what its record says.
-    fn settle(&self, login: &str) -> Result<(), SliverError> {
+    pub(crate) fn settle(&self, login: &str) -> Result<(), SliverError> {
         // Waits for a start whose node manager died: what that began holds the lock.
         let _lock = self.lock(login)?;
+        self.sweep_layers(login)?;
         let record = self.get(login)?;
         let group = self.group(login);
         if group.first_process().is_none() {

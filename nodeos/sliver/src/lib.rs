@@ -6,8 +6,8 @@
 //! nothing runs inside. Nothing is kept in memory: whoever opens the same paths finds the same slivers, so the node manager may
 //! die at any time, and slivers keep running.
 //!
-//! The work inside namespaces, and beside them, is done by the program itself, run again with a first argument of `sliver-boot`,
-//! `sliver-enter`, `sliver-keep` or `sliver-log`: see [`internal_main`].
+//! The work inside namespaces, beside them, and on layers for their users, is done by the program itself, run again with a first
+//! argument of `sliver-boot`, `sliver-enter`, `sliver-keep`, `sliver-log` or `sliver-layer`: see [`internal_main`].
 
 mod boot;
 mod cgroup;
@@ -29,6 +29,7 @@ mod remove;
 mod rlimits;
 mod session;
 mod slivers;
+mod snapshot;
 mod socket;
 mod user;
 mod weights;
@@ -41,4 +42,5 @@ pub use keep::{End, Ended, Kept, Role};
 pub use node::prepare_node;
 pub use record::Record;
 pub use slivers::{SliverPaths, Slivers};
+pub use snapshot::{SnapshotError, Work};
 pub use socket::{Helper, Made, Wish};

@@ -6,6 +6,8 @@ use std::{
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use orrery_protocol::{Life, Rspec, SliverSpec, Startup};
@@ -25,6 +27,9 @@ use crate::{
     socket::{Made, Wish},
 };
 
+/// How long who comes in waits for a sliver whose layer is copied, and how often they look.
+const COPYING: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
 /// A record, in a sliver's directory.
 const RECORD: &str = "sliver.json";
 /// A directory with this prefix is no sliver: one being made or destroyed.
@@ -58,7 +63,7 @@ impl Default for SliverPaths {
 #[derive(Debug)]
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
-    sessions: AtomicU64,
+    pub(crate) sessions: AtomicU64,
 }
 
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
@@ -238,6 +243,7 @@ impl Slivers {
         record.image = image.into();
         record.spec.image = spec.image.clone();
         record.spec.life.reset = spec.life.reset;
+        self.end_work(&login)?;
         let (fresh, directory) = (self.build(&record)?, self.directory(&login));
         rustix::fs::renameat_with(CWD, &fresh, CWD, &directory, RenameFlags::EXCHANGE).at("replacing", &directory)?;
         self.flush()?;
@@ -269,7 +275,10 @@ impl Slivers {
         let _lock = self.lock(login)?;
         let mut record = self.get(login)?;
         // The record is last: what it says is in force. Whoever opens the slivers makes that so after a crash.
-        self.group(login).freeze(reason.is_some())?;
+        // One that is held still goes on, or does not, once that ends.
+        if !self.is_held_still(login) {
+            self.group(login).freeze(reason.is_some())?;
+        }
         record.spec.life.suspended = reason.map(str::to_owned);
         record.store(&self.directory(login).join(RECORD))
     }
@@ -327,6 +336,9 @@ impl Slivers {
         let record = self.get(login)?;
         if let Some(reason) = &record.spec.life.suspended {
             return Err(SliverError::Suspended { slice: record.spec.slice, reason: reason.clone() });
+        }
+        if self.is_held_still(login) {
+            return Err(SliverError::HeldStill { slice: record.spec.slice });
         }
         let group = self.group(login);
         if group.first_process().is_some() {
@@ -413,7 +425,7 @@ impl Slivers {
         Ok(unused)
     }
 
-    fn stop_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
+    pub(crate) fn stop_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
         let group = self.group(login);
         self.ask_service_to_end(login, lock);
         group.kill()?;
@@ -431,6 +443,7 @@ impl Slivers {
             Err(SliverError::Unknown(_)) => return Ok(()),
             result => result?,
         };
+        self.end_work(login)?;
         self.stop_locked(login, &lock)?;
         let dying = self.home().join(format!("{TRANSIENT}dead-{login}"));
         if dying.exists() {
@@ -473,8 +486,17 @@ impl Slivers {
         helper: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
     ) -> Result<Entering, SliverError> {
         // One lock for starting and entering, so that nobody stops it in between.
-        let lock = self.lock(login)?;
-        self.start_locked(login, &lock)?;
+        let patience = Instant::now() + COPYING;
+        let _lock = loop {
+            let lock = self.lock(login)?;
+            match self.start_locked(login, &lock) {
+                Err(SliverError::HeldStill { .. }) if Instant::now() < patience => {
+                    drop(lock);
+                    thread::sleep(LOOK);
+                }
+                result => break result.map(|()| lock)?,
+            }
+        };
         let group = self.group(login);
         let Some(first) = group.first_process() else {
             return Err(SliverError::Enter { login: login.into(), message: "it stopped meanwhile".into() });

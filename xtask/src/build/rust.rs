@@ -30,8 +30,15 @@ const IMAGE_PROGRAMS: [(&str, &str); 3] =
 /// The package with those of [`VM_TESTS`] that are not of the node OS's.
 const VM_TESTS_PACKAGE: &str = "orrery-sliver";
 /// Static test programs for a VM, built with the others since they are made of the same crates.
-pub(crate) const VM_TESTS: [&str; 6] =
-    ["sliver_vm", "sliver_programs", "sliver_escapes", "sliver_limits", "sliver_hogs", "sliver_torture"];
+pub(crate) const VM_TESTS: [&str; 7] = [
+    "sliver_vm",
+    "sliver_programs",
+    "sliver_layers",
+    "sliver_escapes",
+    "sliver_limits",
+    "sliver_hogs",
+    "sliver_torture",
+];
 /// Programs for the operator's machine.
 const TOOLS: [&str; 2] = ["orrery", "orrery-central"];
 /// The list of crates in the images' programs, kept beside them for the SBOM.

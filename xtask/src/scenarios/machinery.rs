@@ -69,6 +69,11 @@ pub(super) fn nesting(bench: &Bench<'_>) -> Result<()> {
     run(bench, &Trial { argument: "nesting", packages, ..Trial::new(bench, "sliver-nesting", "sliver_escapes") })
 }
 
+/// Snapshots, clones, exports and imports.
+pub(super) fn layers(bench: &Bench<'_>) -> Result<()> {
+    run(bench, &Trial::new(bench, "sliver-layers", "sliver_layers"))
+}
+
 /// What is hit, and when, in the tests' few interruptions: always the same, so that a failure is the change's doing.
 const SEED: u64 = 1;
 const INTERRUPTIONS: u32 = 20;

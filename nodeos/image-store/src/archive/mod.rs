@@ -5,6 +5,7 @@
 
 mod pax;
 mod sparse;
+pub mod write;
 
 use std::{
     ffi::OsStr,
@@ -15,7 +16,8 @@ use std::{
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-use self::sparse::{Extent, Sparse};
+pub use self::sparse::Extent;
+use self::sparse::Sparse;
 use crate::{
     ImportError,
     object::{Metadata, keeps_attribute},
@@ -40,8 +42,19 @@ pub enum Kind {
     Symlink(Vec<u8>),
     /// A further name of an earlier entry, which it names.
     HardLink(Vec<u8>),
-    /// A device node, FIFO or socket.
-    Device,
+    /// A device node or FIFO.
+    Device(Device),
+}
+
+/// What is no file, directory or link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The character device 0:0, by which the upper layer of an overlay says that the lower layer's file is gone.
+    Whiteout,
+    /// A FIFO.
+    Fifo,
+    /// A node of some device.
+    Other,
 }
 
 /// One entry; its content is yet to be read.
@@ -68,6 +81,8 @@ pub struct Entry<'a, R> {
 pub struct Archive<R> {
     stream: R,
     limit: u64,
+    /// Which extended attributes are kept.
+    keeps: fn(&[u8]) -> bool,
     /// Bytes read.
     position: u64,
     /// Bytes that stand for holes: not in the archive, but as much work.
@@ -81,7 +96,14 @@ pub struct Archive<R> {
 impl<R: Read> Archive<R> {
     /// At its beginning. It may have `limit` bytes with its holes.
     pub fn new(stream: R, limit: u64) -> Self {
-        Self { stream, limit, position: 0, holes: 0, entries: 0, content: 0, padding: 0 }
+        let keeps = keeps_attribute;
+        Self { stream, limit, keeps, position: 0, holes: 0, entries: 0, content: 0, padding: 0 }
+    }
+
+    /// With these extended attributes instead of those that belong into an image's tree.
+    #[must_use]
+    pub fn keeping(self, keeps: fn(&[u8]) -> bool) -> Self {
+        Self { keeps, ..self }
     }
 
     /// The next entry, or `None` at the end of the archive.
@@ -239,7 +261,7 @@ impl<R: Read> Archive<R> {
                         let taken = sparse.get_or_insert_default().record(key, value);
                         taken.ok_or_else(|| malformed("its map of holes is malformed"))?;
                     } else if let Some(attribute) = key.strip_prefix(b"SCHILY.xattr.") {
-                        if keeps_attribute(attribute) {
+                        if (self.keeps)(attribute) {
                             metadata.attributes.push((attribute.to_vec(), value.to_vec()));
                         } else {
                             skipped_attributes += 1;
@@ -263,7 +285,13 @@ impl<R: Read> Archive<R> {
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink(link),
             EntryType::Link => Kind::HardLink(link),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => Kind::Device,
+            EntryType::Char
+                if (header.device_major().ok(), header.device_minor().ok()) == (Some(Some(0)), Some(Some(0))) =>
+            {
+                Kind::Device(Device::Whiteout)
+            }
+            EntryType::Fifo => Kind::Device(Device::Fifo),
+            EntryType::Char | EntryType::Block => Kind::Device(Device::Other),
             _ => return Err(malformed("this type of entry is not supported")),
         };
         let mut size = self.content;

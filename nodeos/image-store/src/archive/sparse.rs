@@ -7,9 +7,11 @@ use super::pax;
 
 /// Part of a file that is stored; what is between two of them is a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) offset: u64,
-    pub(super) length: u64,
+pub struct Extent {
+    /// Where it stands in the file, in bytes.
+    pub offset: u64,
+    /// In bytes.
+    pub length: u64,
 }
 
 /// What the headers of a sparse file say.

@@ -1,0 +1,260 @@
+//! `orrery slice snapshot`, `export`, `import` and `clone`: what a sliver's users have, kept and moved.
+//!
+//! The node does the work, for whoever has the slice's key: each task is an ssh subsystem (`LayerTask`).
+
+use std::{
+    io::{self, IsTerminal, Read, Write, stdin, stdout},
+    process::{Child, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use orrery_protocol::{ExportManifest, LayerSize, LayerTask, SliceName, Snapshot, SnapshotName};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+use super::connect::{Reach, Slivers, Way};
+use crate::{
+    context::Context,
+    units::{show_bytes, show_time, table},
+};
+
+/// One sliver.
+#[derive(clap::Args)]
+pub(crate) struct Sliver {
+    /// The slice.
+    slice: SliceName,
+    /// Id of the node; not needed if the slice is on one only.
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Snapshots {
+    /// Take a snapshot. What runs in the sliver stands still meanwhile.
+    Create {
+        #[command(flatten)]
+        sliver: Sliver,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+    /// List a sliver's snapshots.
+    List {
+        #[command(flatten)]
+        sliver: Sliver,
+    },
+    /// Make a sliver what a snapshot is. All that was written since is lost, and all that runs ends.
+    Restore {
+        #[command(flatten)]
+        sliver: Sliver,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+    /// Remove a snapshot.
+    Delete {
+        #[command(flatten)]
+        sliver: Sliver,
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+}
+
+/// Options of `orrery slice export`.
+#[derive(clap::Args)]
+pub(crate) struct Export {
+    #[command(flatten)]
+    sliver: Sliver,
+    /// A snapshot, instead of the sliver as it is, which stands still while it is exported.
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<SnapshotName>,
+}
+
+/// Options of `orrery slice clone`.
+#[derive(clap::Args)]
+pub(crate) struct Clone {
+    /// The slice whose sliver is cloned.
+    from: SliceName,
+    /// The slice whose sliver becomes the clone. All that it holds is lost, and all that runs in it ends.
+    to: SliceName,
+    /// A snapshot, instead of the sliver as it is.
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<SnapshotName>,
+    /// Id of the node of the sliver that is cloned; not needed if its slice is on one only.
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
+    /// Id of the node of the clone; not needed if its slice is on one only.
+    #[arg(long, value_name = "ID")]
+    to_node: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// What a node says of an import.
+#[derive(Debug, Serialize, Deserialize)]
+struct Imported {
+    from: ExportManifest,
+    #[serde(flatten)]
+    size: LayerSize,
+}
+
+impl Sliver {
+    fn way(self, context: &Context) -> Result<Way> {
+        let slivers = Slivers::of(context, self.slice, self.reach)?;
+        slivers.way(&slivers.one(self.node.as_deref())?)
+    }
+}
+
+impl Snapshots {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        match self {
+            Self::Create { sliver, name } => {
+                let snapshot: Snapshot = ask(&sliver.way(context)?, &LayerTask::Take(name))?;
+                context.print(&snapshot, |snapshot| list(std::slice::from_ref(snapshot)))
+            }
+            Self::List { sliver } => {
+                let snapshots: Vec<Snapshot> = ask(&sliver.way(context)?, &LayerTask::List)?;
+                context.print(&snapshots, |snapshots| list(snapshots))
+            }
+            Self::Restore { sliver, name } => {
+                let size: LayerSize = ask(&sliver.way(context)?, &LayerTask::Restore(name.clone()))?;
+                context.print(&size, |size| format!("restored {name}: {}", show(size)))
+            }
+            Self::Delete { sliver, name } => {
+                let _: serde_json::Value = ask(&sliver.way(context)?, &LayerTask::Delete(name.clone()))?;
+                context.print(&json!({ "deleted": name }), |_| format!("deleted {name}"))
+            }
+        }
+    }
+}
+
+impl Export {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        ensure!(!stdout().is_terminal(), "an export is no text: send it to a file, as `> FILE`");
+        let way = self.sliver.way(context)?;
+        let mut export = Task::begin(&way, &LayerTask::Export(self.snapshot))?;
+        let bar = progress(context);
+        let (mut from, mut to) = (bar.wrap_read(export.output()?), stdout().lock());
+        let copied = io::copy(&mut from, &mut to).and_then(|bytes| to.flush().map(|()| bytes));
+        bar.finish_and_clear();
+        // What the node says comes first: whoever ended the stream knows why.
+        export.end()?;
+        let bytes = copied.context("writing the export to standard output")?;
+        if !context.json() {
+            eprintln!("exported {}", show_bytes(bytes));
+        }
+        Ok(())
+    }
+}
+
+/// `orrery slice import`.
+pub(crate) fn import(context: &Context, sliver: Sliver) -> Result<()> {
+    ensure!(!stdin().is_terminal(), "the export is read from standard input, as `< FILE`");
+    let way = sliver.way(context)?;
+    let bar = progress(context);
+    let imported = feed(&way, bar.wrap_read(stdin().lock()));
+    bar.finish_and_clear();
+    context.print(&imported?, |imported| format!("imported {}: {}", imported.from.slice, show(&imported.size)))
+}
+
+impl Clone {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let sliver = |slice: &SliceName, node| Sliver { slice: slice.clone(), node, reach: self.reach.clone() };
+        let from = sliver(&self.from, self.node.clone()).way(context)?;
+        let to = sliver(&self.to, self.to_node.clone()).way(context)?;
+        let size = match self.snapshot {
+            // Nothing has to travel.
+            Some(name) if from.node == to.node => ask(&from, &LayerTask::Clone(name, self.to.login()))?,
+            snapshot => {
+                let mut export = Task::begin(&from, &LayerTask::Export(snapshot))?;
+                let bar = progress(context);
+                let imported = feed(&to, bar.wrap_read(export.output()?));
+                bar.finish_and_clear();
+                // An export that failed is why there is no import.
+                export.end()?;
+                imported?.size
+            }
+        };
+        context.print(&size, |size| format!("cloned {} to {}: {}", self.from, self.to, show(size)))
+    }
+}
+
+/// A task that a node is at.
+struct Task {
+    node: String,
+    client: Child,
+    errors: JoinHandle<io::Result<String>>,
+}
+
+impl Task {
+    fn begin(way: &Way, task: &LayerTask) -> Result<Self> {
+        let mut ssh = way.ssh(&["-T", "-s"], &task.to_string());
+        ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = ssh.spawn().context("running ssh (is OpenSSH's client installed?)")?;
+        let errors = client.stderr.take().context("no output")?;
+        let errors = thread::spawn(move || io::read_to_string(errors));
+        Ok(Self { node: way.node.clone(), client, errors })
+    }
+
+    fn output(&mut self) -> Result<impl Read + use<>> {
+        self.client.stdout.take().context("no output")
+    }
+
+    /// Waits for its end, and says why if it failed.
+    fn end(mut self) -> Result<()> {
+        // It may wait for either.
+        drop((self.client.stdin.take(), self.client.stdout.take()));
+        let ended = self.client.wait().context("waiting for ssh")?;
+        let said = self.errors.join().ok().and_then(Result::ok).unwrap_or_default();
+        match said.trim() {
+            _ if ended.success() => Ok(()),
+            "" => bail!("{}: ended with {ended}", self.node),
+            said => bail!("{}: {said}", self.node),
+        }
+    }
+}
+
+/// Has a node do something, and takes what it answers.
+fn ask<T: DeserializeOwned>(way: &Way, task: &LayerTask) -> Result<T> {
+    let mut task = Task::begin(way, task)?;
+    let answer = io::read_to_string(task.output()?);
+    task.end()?;
+    serde_json::from_str(&answer.context("reading the node's answer")?).context("reading the node's answer")
+}
+
+/// Gives a node an export to import.
+fn feed(way: &Way, mut from: impl Read) -> Result<Imported> {
+    let mut task = Task::begin(way, &LayerTask::Import)?;
+    let mut to = task.client.stdin.take().context("no input")?;
+    let sent = io::copy(&mut from, &mut to);
+    drop(to);
+    let answer = io::read_to_string(task.output()?);
+    // A node that refuses does not read on, and says why.
+    task.end()?;
+    sent.context("reading the export")?;
+    serde_json::from_str(&answer.context("reading the node's answer")?).context("reading the node's answer")
+}
+
+/// How far something is of which nobody knows how much it will be.
+fn progress(context: &Context) -> ProgressBar {
+    let bar = if context.json() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    match ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn show(LayerSize { files, bytes }: &LayerSize) -> String {
+    format!("{files} files, {}", show_bytes(*bytes))
+}
+
+fn list(snapshots: &[Snapshot]) -> String {
+    let mut rows = vec![["NAME", "TAKEN", "FILES", "BYTES"].map(str::to_owned).to_vec()];
+    for Snapshot { name, created, size } in snapshots {
+        rows.push(vec![name.to_string(), show_time(*created), size.files.to_string(), show_bytes(size.bytes)]);
+    }
+    table(&rows)
+}
