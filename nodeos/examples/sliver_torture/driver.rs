@@ -187,22 +187,18 @@ impl Driver {
         self.note(Event::Checked)
     }
 
-    /// Gives a free lane something to do, once one is free.
+    /// Gives one of the free lanes something to do, once there is one that can do something.
     fn begin_one(&mut self) -> Result<(Lane, &'static str)> {
         loop {
-            let free: Vec<Lane> = Lane::ALL.into_iter().filter(|lane| !self.model.pending.contains_key(lane)).collect();
-            if !free.is_empty() {
-                let lane = free[self.random.below(free.len())];
-                if let Some(op) = draw(lane, &self.model, &mut self.random) {
-                    return Ok((lane, self.begin(lane, op)?));
-                }
-                if free.len() < Lane::ALL.len() {
-                    // Perhaps what is under way makes something possible.
-                    self.hear(Instant::now() + PATIENCE)?;
-                }
+            let free = Lane::ALL.into_iter().filter(|lane| !self.model.pending.contains_key(lane));
+            let free: Vec<_> =
+                free.filter_map(|lane| Some((lane, draw(lane, &self.model, &mut self.random)?))).collect();
+            if free.is_empty() {
+                self.hear(Instant::now() + PATIENCE)?;
                 continue;
             }
-            self.hear(Instant::now() + PATIENCE)?;
+            let (lane, op) = free[self.random.below(free.len())].clone();
+            return Ok((lane, self.begin(lane, op)?));
         }
     }
 
