@@ -30,7 +30,7 @@ const IMAGE_PROGRAMS: [(&str, &str); 3] =
 /// The package with [`VM_TESTS`].
 const VM_TESTS_PACKAGE: &str = "orrery-sliver";
 /// Static test programs for a VM, built with the others since they are made of the same crates.
-pub(crate) const VM_TESTS: [&str; 2] = ["sliver_vm", "sliver_escapes"];
+pub(crate) const VM_TESTS: [&str; 3] = ["sliver_vm", "sliver_escapes", "sliver_bench"];
 /// Programs for the operator's machine.
 const TOOLS: [&str; 2] = ["orrery", "orrery-central"];
 /// The list of crates in the images' programs, kept beside them for the SBOM.
