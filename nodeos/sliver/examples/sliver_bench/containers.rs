@@ -85,7 +85,7 @@ impl Bundle {
             .map(|(name, path)| format!("{name}={}", path.display()))
             .join(",");
         let options = std::ffi::CString::new(options)?;
-        mount("overlay", &self.folder.join("rootfs"), "overlay", MountFlags::NODEV, &*options)
+        mount("overlay", self.folder.join("rootfs"), "overlay", MountFlags::NODEV, &*options)
             .context("mounting an overlay")
     }
 

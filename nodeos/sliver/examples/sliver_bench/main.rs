@@ -44,8 +44,11 @@ struct Node {
     tree: PathBuf,
 }
 
-/// What can be measured, with the numbers of rounds and of slivers.
-const PARTS: [(&str, fn(&Node, usize, usize) -> Result<()>); 4] = [
+/// A part, given the numbers of rounds and of slivers.
+type Part = fn(&Node, usize, usize) -> Result<()>;
+
+/// What can be measured.
+const PARTS: [(&str, Part); 4] = [
     ("starts", |node, rounds, _| starts::measure(node, rounds)),
     ("logins", |node, rounds, _| logins::measure(node, rounds)),
     ("caps", |node, _, _| caps::measure(node)),
