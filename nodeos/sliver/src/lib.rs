@@ -13,6 +13,7 @@ mod cgroup;
 mod confine;
 mod enter;
 mod error;
+mod index;
 mod internal;
 mod leftovers;
 mod node;

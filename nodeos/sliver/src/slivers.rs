@@ -5,7 +5,7 @@ use std::{
     io,
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use orrery_protocol::{Life, Rspec, SliverSpec};
@@ -20,7 +20,8 @@ use crate::{
     cgroup::{Activity, ControlGroup},
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
-    record::{MAX_INDEX, Record},
+    leftovers::directories,
+    record::Record,
     remove::remove_tree,
     socket::{Made, Wish},
 };
@@ -61,6 +62,8 @@ impl Default for SliverPaths {
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
     sessions: AtomicU64,
+    /// Where the search for a free number begins.
+    pub(crate) next_index: AtomicU32,
 }
 
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
@@ -78,7 +81,7 @@ impl Slivers {
     /// # Errors
     /// When a directory cannot be made or read.
     pub fn open(paths: SliverPaths) -> Result<Self, SliverError> {
-        let slivers = Self { paths, sessions: AtomicU64::new(0) };
+        let slivers = Self { paths, sessions: AtomicU64::new(0), next_index: AtomicU32::new(0) };
         for directory in [slivers.home(), slivers.paths.run.clone()] {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory).at("making", &directory)?;
         }
@@ -133,8 +136,13 @@ impl Slivers {
                 records.push(Record::load(&entry.path().join(RECORD))?);
             }
         }
-        records.sort_by_key(Record::login);
+        records.sort_by_cached_key(Record::login);
         Ok(records)
+    }
+
+    /// The logins of all that run, or did a moment ago, in no order. Those that do not, cost this nothing.
+    pub fn running(&self) -> Vec<String> {
+        directories(&self.paths.cgroup).into_iter().map(|(login, _)| login).collect()
     }
 
     /// The sliver whose login this is.
@@ -177,8 +185,7 @@ impl Slivers {
             Err(error) => return Err(error),
         }
 
-        let taken: Vec<u32> = self.list()?.iter().map(|r| r.index).collect();
-        let index = (0..MAX_INDEX).find(|i| !taken.contains(i)).ok_or(SliverError::Full)?;
+        let index = self.free_index()?;
         let life = Life { suspended: None, ..spec.life };
         let record = Record { index, image: image.into(), spec: SliverSpec { life, ..spec.clone() } };
         let new = self.build(&record)?;
@@ -212,7 +219,7 @@ impl Slivers {
             quota::set_project(opened.as_fd(), record.project())
                 .map_err(|source| SliverError::Quota { login: login.clone(), source })?;
         }
-        record.store(&new.join(RECORD))?;
+        record.write(&new.join(RECORD))?;
         Ok(new)
     }
 
