@@ -18,9 +18,7 @@ use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
 use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
-use orrery_sliver::{
-    EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
-};
+use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
 
 use crate::{
@@ -78,15 +76,9 @@ impl LinuxHost {
     pub fn rest_unused(&self) -> ! {
         let mut watch = IdleWatch::default();
         loop {
-            let records = self.slivers.list().unwrap_or_else(|e| {
-                tracing::warn!("looking for unused slivers: {:#}", anyhow::Error::from(e));
-                Vec::new()
-            });
-            let activity = |record: Record| {
-                let login = record.login();
-                self.slivers.activity(&login).map(|activity| (login, activity))
-            };
-            for (login, activity) in watch.look(Instant::now(), records.into_iter().filter_map(activity).collect()) {
+            let activity = |login: String| self.slivers.activity(&login).map(|activity| (login, activity));
+            let running = self.slivers.running().into_iter().filter_map(activity).collect();
+            for (login, activity) in watch.look(Instant::now(), running) {
                 match self.slivers.stop_unused(&login, activity) {
                     Ok(true) => println!("orrery[node] sliver {login} stopped: unused"),
                     Ok(false) => (),
