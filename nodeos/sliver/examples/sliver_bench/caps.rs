@@ -142,10 +142,13 @@ impl Busy {
     }
 }
 
-/// Lets all go on, and returns the milliseconds of processor time that each takes for a while.
+/// Lets all go on for a while, and returns the milliseconds of processor time that each takes.
 fn watch(node: &Node, busy: &[Busy]) -> Result<Vec<f64>> {
     busy.iter().try_for_each(|one| node.slivers.set_suspended(&one.login, None))?;
     let before = busy.iter().map(|one| one.time(node)).collect::<Result<Vec<_>>>()?;
     thread::sleep(WATCH);
-    busy.iter().zip(before).map(|(one, before)| Ok(one.time(node)? - before)).collect()
+    let after = busy.iter().map(|one| one.time(node)).collect::<Result<Vec<_>>>()?;
+    // They are in the way of their own end, too.
+    busy.iter().try_for_each(|one| node.slivers.set_suspended(&one.login, Some("has been watched")))?;
+    Ok(after.iter().zip(before).map(|(after, before)| after - before).collect())
 }

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use orrery_protocol::Rspec;
 use orrery_sliver::{SliverPaths, Slivers};
+use rustix::process::WaitOptions;
 
 use crate::{
     Node,
@@ -164,6 +165,7 @@ fn containers(node: &Node) -> Result<()> {
 /// what it does not need any more a moment later: what counts is where that comes to rest.
 fn memory_used() -> Result<f64> {
     let look = || -> Result<f64> {
+        reap_orphans();
         rustix::fs::sync();
         fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
         let text = fs::read_to_string("/proc/meminfo")?;
@@ -182,6 +184,12 @@ fn memory_used() -> Result<f64> {
         }
         least = now;
     }
+}
+
+/// Does what is a first process's to do: until then, processes that ended hold on to their control groups. No child of this process
+/// is waited for elsewhere meanwhile.
+fn reap_orphans() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
 /// KiB that are used on the disk.
