@@ -20,9 +20,7 @@ use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
 use orrery_protocol::{ArtifactRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
-use orrery_sliver::{
-    EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
-};
+use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
 use rustix::{
     event::{PollFd, PollFlags},
@@ -97,16 +95,9 @@ impl LinuxHost {
     pub fn look_after(&self) -> ! {
         let (mut watch, mut busy) = (IdleWatch::default(), BusyWatch::default());
         loop {
-            let mut records = self.slivers.list().unwrap_or_else(|e| {
-                tracing::warn!("looking after slivers: {:#}", anyhow::Error::from(e));
-                Vec::new()
-            });
-            let activity = |record: &Record| {
-                let login = record.login();
-                self.slivers.activity(&login).map(|activity| (login, activity))
-            };
-            let mut running: BTreeMap<_, _> = records.iter().filter_map(activity).collect();
-            records.retain(|record| running.contains_key(&record.login()));
+            let activity = |login: String| self.slivers.activity(&login).map(|activity| (login, activity));
+            let mut running: BTreeMap<_, _> = self.slivers.running().into_iter().filter_map(activity).collect();
+            let records: Vec<_> = running.keys().filter_map(|login| self.slivers.get(login).ok()).collect();
             if let Err(e) = self.slivers.balance(&records, &busy.look(Instant::now(), &running)) {
                 tracing::warn!("weighing guarantees: {:#}", anyhow::Error::from(e));
             }

@@ -2,6 +2,8 @@
 
 mod boot;
 mod copy;
+mod peers;
+mod slivers;
 mod upgrade;
 
 use std::{fs, path::PathBuf};
@@ -31,6 +33,8 @@ enum What {
     Boot,
     /// What a node fetches of a reference image of which 1 % has changed
     Upgrade,
+    /// What slivers cost and how fast they start, next to crun, runc and OpenSSH's server; how exactly limits are kept
+    Slivers(slivers::Slivers),
 }
 
 /// Runs of one measurement.
@@ -44,14 +48,7 @@ struct Figures {
 
 impl Figures {
     fn new(name: &'static str, unit: &'static str, runs: Vec<f64>) -> Self {
-        let mut sorted = runs.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        let median = match sorted.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => sorted[middle],
-            _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-        };
+        let median = median(&runs);
         Self { name, unit, runs, median }
     }
 
@@ -61,15 +58,29 @@ impl Figures {
     }
 }
 
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
 /// Runs the benchmark and prints medians and ratios.
 ///
 /// # Errors
 /// A machine did not do what is measured.
 pub(crate) fn run(workspace: &Workspace, images: &Images, bench: &Bench) -> Result<()> {
-    let figures = match bench.what {
-        What::Boot => boot::run(workspace, images, usize::from(bench.runs))?,
-        What::Upgrade => upgrade::run(workspace, images, usize::from(bench.runs))?,
-    };
+    let runs = usize::from(bench.runs);
+    let figures = match &bench.what {
+        What::Boot => serde_json::to_value(boot::run(workspace, images, runs)?),
+        What::Upgrade => serde_json::to_value(upgrade::run(workspace, images, runs)?),
+        What::Slivers(options) => serde_json::to_value(slivers::run(workspace, images, options, runs)?),
+    }
+    .context("writing JSON")?;
     if let Some(path) = &bench.json {
         let text = serde_json::to_string_pretty(&figures).context("writing JSON")?;
         fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;

@@ -5,7 +5,7 @@
 //! size in memory, and stay.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -92,8 +92,8 @@ impl Slivers {
         // A file system without project quotas has no limits either.
         let limited = quota::projects(opened.as_fd()).unwrap_or_default();
         let limited = limited.into_iter().filter(|project| project.limit != Limit::default()).map(|project| project.id);
-        let unused =
-            |project: &u32| (1..=MAX_INDEX).contains(project) && records.values().all(|r| r.project() != *project);
+        let used: BTreeSet<u32> = records.values().map(Record::project).collect();
+        let unused = |project: &u32| (1..=MAX_INDEX).contains(project) && !used.contains(project);
         for project in limited.filter(unused) {
             quota::set_project_limits(opened.as_fd(), project, 0, 0).at("taking limits off a project of", &home)?;
         }
@@ -102,7 +102,7 @@ impl Slivers {
 }
 
 /// The directories in a directory, which need not exist, by name.
-fn directories(path: &Path) -> Vec<(String, PathBuf)> {
+pub(crate) fn directories(path: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect()

@@ -17,6 +17,7 @@ mod enter;
 mod error;
 mod first;
 mod handover;
+mod index;
 mod internal;
 mod keep;
 mod keeper;

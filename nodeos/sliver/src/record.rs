@@ -7,6 +7,7 @@ use std::{
 };
 
 use orrery_protocol::SliverSpec;
+use orrery_sys::file::begin_writing_out;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{At, SliverError};
@@ -15,6 +16,11 @@ use crate::error::{At, SliverError};
 pub(crate) const IDS: u32 = 65_536;
 /// Ranges of that size after the node's own.
 pub(crate) const MAX_INDEX: u32 = 65_533;
+
+/// The quota project of the sliver with this number.
+pub(crate) fn project(index: u32) -> u32 {
+    index + 1
+}
 
 /// A sliver as it is recorded on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +47,7 @@ impl Record {
 
     /// The quota project of its files.
     pub fn project(&self) -> u32 {
-        self.index + 1
+        project(self.index)
     }
 
     /// The host name it sees: its login without characters host names lack.
@@ -56,15 +62,20 @@ impl Record {
 
     /// Replaces the file so that a power cut leaves the old or the new.
     pub(crate) fn store(&self, path: &Path) -> Result<(), SliverError> {
-        let text =
-            serde_json::to_vec_pretty(self).map_err(|source| SliverError::Record { path: path.into(), source })?;
         let new = path.with_extension("json.new");
-        let mut file = File::create(&new).at("making", &new)?;
-        file.write_all(&text).at("writing", &new)?;
-        file.sync_all().at("flushing", &new)?;
+        self.write(&new)?;
         fs::rename(&new, path).at("replacing", path)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
         File::open(parent).and_then(|d| d.sync_all()).at("flushing", parent)
+    }
+
+    /// Makes the file. It is whole wherever its directory is, once that has been flushed under a name that it is given later.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), SliverError> {
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|source| SliverError::Record { path: path.into(), source })?;
+        let mut file = File::create(path).at("making", path)?;
+        file.write_all(&text).at("writing", path)?;
+        begin_writing_out(&file).at("writing out", path)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     io,
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +22,8 @@ use crate::{
     cgroup::{Activity, ControlGroup, SESSION},
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
-    record::{MAX_INDEX, Record},
+    leftovers::directories,
+    record::Record,
     remove::remove_tree,
     socket::{Made, Wish},
 };
@@ -64,6 +65,8 @@ impl Default for SliverPaths {
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
     pub(crate) sessions: AtomicU64,
+    /// Where the search for a free number begins.
+    pub(crate) next_index: AtomicU32,
 }
 
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
@@ -92,7 +95,7 @@ impl Slivers {
 
     /// The slivers at `paths`, which somebody else has opened and looks after.
     pub(crate) fn at(paths: SliverPaths) -> Self {
-        Self { paths, sessions: AtomicU64::new(0) }
+        Self { paths, sessions: AtomicU64::new(0), next_index: AtomicU32::new(0) }
     }
 
     pub(crate) fn home(&self) -> PathBuf {
@@ -141,8 +144,13 @@ impl Slivers {
                 records.push(Record::load(&entry.path().join(RECORD))?);
             }
         }
-        records.sort_by_key(Record::login);
+        records.sort_by_cached_key(Record::login);
         Ok(records)
+    }
+
+    /// The logins of all that run, or did a moment ago, in no order. Those that do not, cost this nothing.
+    pub fn running(&self) -> Vec<String> {
+        directories(&self.paths.cgroup).into_iter().map(|(login, _)| login).collect()
     }
 
     /// The sliver whose login this is.
@@ -185,8 +193,7 @@ impl Slivers {
             Err(error) => return Err(error),
         }
 
-        let taken: Vec<u32> = self.list()?.iter().map(|r| r.index).collect();
-        let index = (0..MAX_INDEX).find(|i| !taken.contains(i)).ok_or(SliverError::Full)?;
+        let index = self.free_index()?;
         let life = Life { suspended: None, ..spec.life };
         let record = Record { index, image: image.into(), spec: SliverSpec { life, ..spec.clone() } };
         let new = self.build(&record)?;
@@ -220,7 +227,7 @@ impl Slivers {
             quota::set_project(opened.as_fd(), record.project())
                 .map_err(|source| SliverError::Quota { login: login.clone(), source })?;
         }
-        record.store(&new.join(RECORD))?;
+        record.write(&new.join(RECORD))?;
         Ok(new)
     }
 

@@ -72,27 +72,34 @@ pub(crate) fn build_with(workspace: &Workspace, name: &str, packages: &[&str]) -
     })
 }
 
-/// Runs mmdebstrap as root, or in a user namespace where root may not mount, as in some containers.
 fn make_tree(workspace: &Workspace, apt: &Apt, image: &Image, folder: &Path, tar: &Path) -> Result<()> {
-    let modes: &[&str] = if rustix::process::geteuid().is_root() { &["root", "unshare"] } else { &["unshare"] };
-    let log = workspace.log(NAME)?;
-    fs::write(&log, "").with_context(|| format!("emptying {}", log.display()))?;
     let sources = folder.join("build.sources");
     fs::write(&sources, apt.binary_sources()).context("writing mmdebstrap's sources")?;
-    let mut failure = None;
-    for mode in modes {
+    in_some_mode(&workspace.log(NAME)?, |mode| {
         let mut mmdebstrap = command(image, mode);
         mmdebstrap.arg(&apt.codename).arg(tar).arg(&sources);
-        match command::logged(&mut mmdebstrap, &log) {
-            Ok(()) => {
-                collect_packages(folder, tar)?;
-                return fs::remove_file(&sources).context("removing mmdebstrap's sources");
-            }
+        mmdebstrap
+    })?;
+    collect_packages(folder, tar)?;
+    fs::remove_file(&sources).context("removing mmdebstrap's sources")
+}
+
+/// Runs mmdebstrap as root, or in a user namespace where root may not mount, as in some containers: `command` is told the mode.
+///
+/// # Errors
+/// When it fails in every mode that this machine may allow.
+pub(crate) fn in_some_mode(log: &Path, command: impl Fn(&str) -> Command) -> Result<()> {
+    let modes: &[&str] = if rustix::process::geteuid().is_root() { &["root", "unshare"] } else { &["unshare"] };
+    fs::write(log, "").with_context(|| format!("emptying {}", log.display()))?;
+    let mut failure = None;
+    for mode in modes {
+        match command::logged(&mut command(mode), log) {
+            Ok(()) => return Ok(()),
             Err(error) => failure = Some(error),
         }
     }
     let Some(error) = failure else { bail!("no mode of mmdebstrap to try") };
-    Err(error.context("making the reference image with mmdebstrap"))
+    Err(error.context("making a tree with mmdebstrap"))
 }
 
 fn command(image: &Image, mode: &str) -> Command {

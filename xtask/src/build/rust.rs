@@ -30,7 +30,7 @@ const IMAGE_PROGRAMS: [(&str, &str); 3] =
 /// The package with those of [`VM_TESTS`] that are not of the node OS's.
 const VM_TESTS_PACKAGE: &str = "orrery-sliver";
 /// Static test programs for a VM, built with the others since they are made of the same crates.
-pub(crate) const VM_TESTS: [&str; 7] = [
+pub(crate) const VM_TESTS: [&str; 8] = [
     "sliver_vm",
     "sliver_programs",
     "sliver_layers",
@@ -38,6 +38,7 @@ pub(crate) const VM_TESTS: [&str; 7] = [
     "sliver_limits",
     "sliver_hogs",
     "sliver_torture",
+    "sliver_bench",
 ];
 /// Programs for the operator's machine.
 const TOOLS: [&str; 2] = ["orrery", "orrery-central"];

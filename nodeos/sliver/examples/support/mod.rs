@@ -7,7 +7,7 @@ use orrery_protocol::{ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec, St
 use orrery_sliver::prepare_node;
 use rustix::mount::{MountFlags, mount};
 
-/// Mounts what a node has, and the disk at `/data`.
+/// Mounts what a node has, as its PID 1 does, and the disk at `/data`.
 pub(crate) fn prepare() -> Result<()> {
     let none = MountFlags::empty();
     // The kernel may have mounted /dev already.
@@ -15,7 +15,8 @@ pub(crate) fn prepare() -> Result<()> {
     mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
     mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
     mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
-    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, None).context("mounting control groups")?;
+    let options = Some(c"nsdelegate,favordynmods");
+    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, options).context("mounting control groups")?;
     mount("/dev/vda", "/data", "ext4", none, Some(c"prjquota")).context("mounting /data")?;
     fs::write("/etc/resolv.conf", "nameserver 10.0.2.3\n").context("writing resolv.conf")?;
     prepare_node(Path::new("/sys/fs/cgroup/slivers")).context("preparing the node")

@@ -11,7 +11,6 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
-    sync::atomic::AtomicU64,
     time::Duration,
 };
 
@@ -200,7 +199,7 @@ pub(crate) fn helper(order: Option<OsString>) -> ExitCode {
 
 fn run(order: Order) -> Result<(), SnapshotError> {
     let Order { data, run, cgroup, trees, login, task } = order;
-    let slivers = Slivers { paths: SliverPaths { data, run, cgroup, trees }, sessions: AtomicU64::new(0) };
+    let slivers = Slivers::at(SliverPaths { data, run, cgroup, trees });
     // Whoever takes the sliver away that is written to ends this first.
     let written = if let LayerTask::Clone(_, target) = &task { target } else { &login };
     join(&slivers, written)?;
