@@ -121,7 +121,7 @@ impl Central {
             let path = format!("/v1/artifacts/{}", content_ref.sha256);
             let kept: ArtifactRef = self.operator.put_bytes(&path, &content).unwrap();
             assert_eq!(kept, content_ref);
-            ReleaseArtifact { role, name: name.to_owned(), content: content_ref, chunks: None }
+            ReleaseArtifact { role, name: name.to_owned(), content: content_ref, chunks: None, listing: None }
         };
         let manifest = ReleaseManifest {
             version: 1,

@@ -53,7 +53,7 @@ fn images(folder: &Path) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, &content).unwrap();
         let content = ArtifactRef { sha256: Digest::of(content.as_bytes()), size: content.len() as u64 };
-        ReleaseArtifact { role, name: name.to_owned(), content, chunks: None }
+        ReleaseArtifact { role, name: name.to_owned(), content, chunks: None, listing: None }
     };
     let manifest = ReleaseManifest {
         version: 1,

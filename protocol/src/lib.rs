@@ -15,6 +15,7 @@ mod digest;
 mod envelope;
 mod json;
 mod key;
+mod listing;
 mod node_config;
 mod recovery;
 mod release;
@@ -31,6 +32,7 @@ pub use digest::{Digest, ParseDigestError, Sha256};
 pub use envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot, Verified, sign};
 pub use json::JsonError;
 pub use key::{KeyError, PublicKey, SigningKey};
+pub use listing::{Frame, Listing, ListingError};
 pub use node_config::{
     Addressing, Central, DiskRule, Install, Network, NodeConfig, NodeConfigError, StaticAddress, is_node_id,
 };

@@ -52,6 +52,9 @@ pub struct ReleaseArtifact {
     /// fetched again.
     #[serde(default)]
     pub chunks: Option<ArtifactRef>,
+    /// Of a reference image, its [`crate::Listing`], with which a node that has most of its files fetches the others only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<ArtifactRef>,
 }
 
 /// What an artifact is for.

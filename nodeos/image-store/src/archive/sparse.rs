@@ -7,9 +7,9 @@ use super::pax;
 
 /// Part of a file that is stored; what is between two of them is a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) offset: u64,
-    pub(super) length: u64,
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// What the headers of a sparse file say.

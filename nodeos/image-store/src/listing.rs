@@ -1,0 +1,153 @@
+//! Making listings of archives, and finding by them what archives hold.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Write},
+    os::unix::fs::FileExt,
+};
+
+use orrery_protocol::{Digest, Listing, MAX_CHUNK};
+use zstd::zstd_safe;
+
+use crate::{
+    ImportError,
+    archive::{Archive, Kind},
+};
+
+/// zstd's level for skeletons, which are made once and fetched by every node.
+const LEVEL: i32 = 19;
+
+/// Makes the listing of an archive that consists of zstd frames, each with its unpacked length in its header and no longer than a
+/// chunk may be, packed or not. `None`: it is another archive. Unpacked it may have up to `limit` bytes. Same archive, same bytes.
+///
+/// # Errors
+/// The archive is damaged, hostile or too large.
+pub fn list(archive: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ImportError> {
+    let Some(frames) = frames(archive) else { return Ok(None) };
+    let unpacked = || zstd::Decoder::new(archive).map_err(ImportError::Reading);
+    let (mut objects, mut stored) = (Vec::new(), Vec::new());
+    let mut entries = Archive::new(unpacked()?, limit);
+    let mut buffer = vec![0; 1 << 16];
+    while let Some(mut entry) = entries.next()? {
+        stored.push(entry.position..entry.position + entry.stored);
+        if entry.kind == Kind::File {
+            let mut hasher = entry.metadata.hasher(entry.size);
+            loop {
+                match entry.content.read(&mut buffer).map_err(ImportError::Reading)? {
+                    0 => break,
+                    length => hasher.update(&buffer[..length]),
+                }
+            }
+            objects.push(hasher.finish());
+        }
+    }
+    entries.finish()?;
+    let skeleton = || -> io::Result<Vec<u8>> {
+        let mut plain = zstd::Decoder::new(archive)?;
+        let mut out = zstd::Encoder::new(Vec::new(), LEVEL)?;
+        let mut at = 0;
+        for stored in stored {
+            io::copy(&mut (&mut plain).take(stored.start - at), &mut out)?;
+            io::copy(&mut (&mut plain).take(stored.end - stored.start), &mut io::sink())?;
+            at = stored.end;
+        }
+        io::copy(&mut plain, &mut out)?;
+        out.finish()
+    };
+    let skeleton = skeleton().map_err(ImportError::Reading)?;
+    Listing::encode(&frames, &objects, &skeleton).map(Some).map_err(|e| ImportError::Reading(io::Error::other(e)))
+}
+
+/// The lengths of each frame, packed and unpacked.
+fn frames(mut archive: &[u8]) -> Option<Vec<(u32, u32)>> {
+    let length = |bytes: u64| u32::try_from(bytes).ok().filter(|length| (1..=MAX_CHUNK).contains(length));
+    let mut frames = Vec::new();
+    while !archive.is_empty() {
+        let packed = zstd_safe::find_frame_compressed_size(archive).ok()?;
+        let (frame, rest) = archive.split_at_checked(packed)?;
+        let unpacked = zstd_safe::get_frame_content_size(frame).ok()??;
+        frames.push((length(packed as u64)?, length(unpacked)?));
+        archive = rest;
+    }
+    Some(frames)
+}
+
+/// The listed archive, whose entries have no content.
+pub(crate) fn skeleton<'a>(
+    listing: &Listing<'a>,
+    limit: u64,
+) -> Result<Archive<zstd::Decoder<'static, BufReader<&'a [u8]>>>, ImportError> {
+    Ok(Archive::hollow(zstd::Decoder::new(listing.skeleton()).map_err(ImportError::Reading)?, limit))
+}
+
+/// Writes what is stored of some regular files of an archive, one after the other: of those with the numbers `wanted`, counted in
+/// the archive's order and given in it.
+///
+/// # Errors
+/// The archive cannot be read, is not the listed one, or has no such files; or writing fails.
+pub fn write_contents(
+    archive: &File,
+    listing: &Listing<'_>,
+    wanted: &[u32],
+    limit: u64,
+    out: &mut impl Write,
+) -> Result<(), ImportError> {
+    let mut frames = Frames { archive, listing, unpacked: Vec::new(), current: None };
+    let mut entries = skeleton(listing, limit)?;
+    let mut wanted = wanted.iter().peekable();
+    let mut number = 0;
+    while wanted.peek().is_some() {
+        let Some(entry) = entries.next()? else {
+            return Err(ImportError::Reading(io::Error::other("files are wanted that the archive does not have")));
+        };
+        if entry.kind != Kind::File {
+            continue;
+        }
+        if wanted.next_if_eq(&&number).is_some() {
+            frames.copy(entry.position, entry.stored, out).map_err(ImportError::Reading)?;
+        }
+        number += 1;
+    }
+    Ok(())
+}
+
+/// An archive that is unpacked frame by frame.
+struct Frames<'a> {
+    archive: &'a File,
+    listing: &'a Listing<'a>,
+    /// What the current frame holds.
+    unpacked: Vec<u8>,
+    current: Option<usize>,
+}
+
+impl Frames<'_> {
+    fn copy(&mut self, mut at: u64, mut length: u64, out: &mut impl Write) -> io::Result<()> {
+        while length > 0 {
+            let frames = self.listing.frames();
+            let number = frames.partition_point(|frame| frame.end() <= at);
+            let frame = frames.get(number).ok_or(io::ErrorKind::UnexpectedEof)?;
+            if self.current != Some(number) {
+                let mut packed = vec![0; frame.length as usize];
+                self.archive.read_exact_at(&mut packed, frame.offset)?;
+                self.unpacked = zstd::bulk::decompress(&packed, frame.unpacked as usize)?;
+                if self.unpacked.len() != frame.unpacked as usize {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is not as long as listed"));
+                }
+                self.current = Some(number);
+            }
+            let piece = length.min(frame.end() - at);
+            let from = usize::try_from(at - frame.start).expect("frames are short");
+            out.write_all(&self.unpacked[from..from + usize::try_from(piece).expect("frames are short")])?;
+            at += piece;
+            length -= piece;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of regular files that `lacks`, each object once.
+pub(crate) fn lacking(listing: &Listing<'_>, mut lacks: impl FnMut(&Digest) -> bool) -> Vec<u32> {
+    let mut seen = std::collections::HashSet::new();
+    let numbers = (0..).zip(listing.objects());
+    numbers.filter(|(_, object)| seen.insert(object.0) && lacks(object)).map(|(number, _)| number).collect()
+}
