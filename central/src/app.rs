@@ -55,6 +55,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/node/wanted", get(node_api::wanted))
         .route("/v1/node/status", post(node_api::status))
         .route("/v1/node/log", post(node_api::log))
+        .route("/v1/artifacts/{sha256}/contents", post(node_api::contents))
         .route("/v1/enrol", post(enrol_api::enrol))
         .route("/v1/enrol/confirm", post(enrol_api::confirm))
         .route_layer(middleware::from_fn(deadline));

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
     io,
     net::IpAddr,
     os::fd::OwnedFd,
@@ -15,9 +14,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
-use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_protocol::{Digest, ImageRef, NodeConfig, Outcome, SliceName, SliverSpec};
 use orrery_sliver::{
     EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
 };
@@ -27,13 +25,11 @@ use crate::{
     central::Central,
     gate::{Entrance, Program},
     idle::IdleWatch,
+    images::{self, Images},
     paths,
     plan::Existing,
     reconcile::Host,
 };
-
-/// How large an image may be when unpacked, in bytes: far above any real one, and a bound on what a broken one fills.
-const MAX_IMAGE: u64 = 32 << 30;
 
 /// How often slivers are looked at whether they are used.
 const LOOK: Duration = Duration::from_secs(10);
@@ -48,8 +44,7 @@ pub fn run_inside(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode>
 #[derive(Debug)]
 pub struct LinuxHost {
     slivers: Slivers,
-    store: Store,
-    central: Arc<Central>,
+    images: Images,
 }
 
 impl LinuxHost {
@@ -60,18 +55,12 @@ impl LinuxHost {
     pub fn open(central: Arc<Central>) -> Result<Self> {
         prepare_node(Path::new(SLIVERS_CGROUP)).context("setting the kernel up for slivers")?;
         let slivers = Slivers::open(SliverPaths::default()).context("opening the slivers")?;
-        let store = Store::open(Path::new(paths::DATA)).context("opening the image store")?;
-        Ok(Self { slivers, store, central })
+        Ok(Self { slivers, images: Images::open(central)? })
     }
 
-    /// Unpacks an image that is on the disk already, so that the first sliver need not wait for it. Failing does no harm: it is
-    /// tried again when the image is needed.
-    pub fn unpack_ahead(&self, name: &str, image: &ArtifactRef) {
-        if archive(image).exists()
-            && let Err(e) = self.ensure_image(name, image)
-        {
-            tracing::warn!("unpacking image {name}: {e:#}");
-        }
+    /// The images of slivers.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Stops slivers that nobody uses, for ever.
@@ -97,35 +86,18 @@ impl LinuxHost {
         }
     }
 
-    /// Makes sure that an image is unpacked: from the disk, or else from central.
-    fn ensure_image(&self, name: &str, image: &ArtifactRef) -> Result<()> {
-        if self.store.tree(&image.sha256).is_some() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let imported = self.import_from_disk(image).or_else(|e| {
-            tracing::warn!("image {name} is not to be had from the disk: {e:#}");
-            let stream = self.central.artifact(image)?;
-            // Hashed on the way; the tree appears only if it is the right one.
-            self.store.import(stream, &image.sha256, MAX_IMAGE).context("importing the image from central")
-        });
-        let took = started.elapsed();
-        let (outcome, message) = match &imported {
-            // Somebody else was quicker.
-            Ok(Imported { present: true, .. }) => return Ok(()),
-            Ok(imported) => {
-                (Outcome::Ok, format!("image {name}: {} files, {} MiB", imported.files, imported.bytes >> 20))
-            }
-            Err(e) => (Outcome::Failed, format!("image {name}: {e:#}")),
+    /// Removes images that nothing needs and looks after the others, for ever. `release` are those of the release that runs.
+    pub fn tend_images(&self, release: &[ImageRef]) -> ! {
+        let needed = || {
+            let records = self.slivers.list().context("reading the slivers' records")?;
+            images::needed(release, &records, Path::new(paths::WANTED))
         };
-        record("image-import", outcome, message, took);
-        imported.map(drop)
-    }
-
-    fn import_from_disk(&self, image: &ArtifactRef) -> Result<Imported> {
-        let path = archive(image);
-        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        self.store.import(file, &image.sha256, MAX_IMAGE).with_context(|| format!("importing {}", path.display()))
+        let at_rest = |image: &Digest| {
+            let records = self.slivers.list().unwrap_or_default();
+            let image = image.to_string();
+            !records.iter().any(|record| record.image == image && self.slivers.activity(&record.login()).is_some())
+        };
+        self.images.tend(needed, at_rest)
     }
 }
 
@@ -142,7 +114,7 @@ impl Host for Arc<LinuxHost> {
     }
 
     fn create(&self, spec: &SliverSpec) -> Result<()> {
-        self.ensure_image(&spec.image.name, &spec.image.content)?;
+        self.images.ensure(&spec.image)?;
         let login = spec.slice.login();
         self.slivers.create(spec, &spec.image.content.sha256.to_string()).context("creating")?;
         // A sliver that cannot start is none. There is nothing in it yet that could be lost. One that can has no process before
@@ -165,7 +137,7 @@ impl Host for Arc<LinuxHost> {
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {
         // Before anything is discarded.
-        self.ensure_image(&spec.image.name, &spec.image.content)?;
+        self.images.ensure(&spec.image)?;
         self.slivers.reset(spec, &spec.image.content.sha256.to_string()).context("discarding its data")
     }
 
@@ -279,13 +251,8 @@ fn chained(error: impl Into<anyhow::Error>) -> io::Error {
     io::Error::other(format!("{:#}", error.into()))
 }
 
-/// Where the installer and the boot stage put an image's archive.
-fn archive(image: &ArtifactRef) -> std::path::PathBuf {
-    Path::new(paths::INCOMING).join(image.sha256.to_string())
-}
-
 /// Shows and reports what became of something.
-fn record(stage: &str, outcome: Outcome, message: String, took: Duration) {
+pub(crate) fn record(stage: &str, outcome: Outcome, message: String, took: Duration) {
     println!("orrery[node] {message} ({:.3}s)", took.as_secs_f64());
     let class = (outcome == Outcome::Failed).then_some(stage);
     events::append(stage, outcome, class, message, took.as_millis() as u64);

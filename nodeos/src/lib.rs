@@ -9,6 +9,7 @@ pub mod gate;
 pub mod health;
 pub mod host;
 pub mod idle;
+pub mod images;
 pub mod manager;
 pub mod partition;
 pub mod plan;

@@ -13,6 +13,7 @@ use orrery_nodeos::{
     manager::{self, Identity},
     storage,
 };
+use orrery_protocol::{ImageRef, ReleaseArtifact};
 use orrery_sshd::HostKey;
 use orrery_sys::descriptor::inherited;
 
@@ -102,8 +103,11 @@ fn node_manager() -> Result<(), StageFailure> {
         ready("");
         thread::spawn(move || resting.rest_unused());
         // Whether central wants a sliver of it or not: it will.
-        let images = handover.release;
-        thread::spawn(move || images.images().for_each(|image| ahead.unpack_ahead(&image.name, &image.content)));
+        let images: Vec<ImageRef> = handover.release.images().map(ReleaseArtifact::image).collect();
+        thread::spawn(move || {
+            images.iter().for_each(|image| ahead.images().unpack_ahead(image));
+            ahead.tend_images(&images)
+        });
     };
     match manager::run(me, central, host, serving).map_err(internal)? {}
 }

@@ -266,7 +266,7 @@ fn publish(wanted: &WantedState, status: &[SliverStatus]) {
     }
 }
 
-fn load(path: &Path) -> Result<Option<WantedState>> {
+pub(crate) fn load(path: &Path) -> Result<Option<WantedState>> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| format!("parsing {}", path.display())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -51,6 +51,9 @@ pub(crate) enum Release {
     List,
 }
 
+/// How large an image may be when unpacked, in bytes; nodes take no larger one.
+const MAX_IMAGE: u64 = 32 << 30;
+
 /// An image with the name that slices know it by.
 #[derive(Clone)]
 pub(crate) struct NamedImage {
@@ -134,6 +137,10 @@ fn assemble(context: &Context, images: &Path, out: &Path, more: &[NamedImage], m
         manifest.artifacts.retain(|known| known.role != ArtifactRole::Image || known.name != artifact.name);
         manifest.artifacts.push(artifact);
     }
+    for image in manifest.artifacts.iter_mut().filter(|artifact| artifact.role == ArtifactRole::Image) {
+        let file = find(&candidates, &image.content)?.to_owned();
+        image.listing = list(&file, image, indexes.path(), &mut candidates)?;
+    }
     for (name, content) in contents(&manifest) {
         let source =
             find(&candidates, &content).with_context(|| format!("looking in {} for {name}", images.display()))?;
@@ -163,7 +170,24 @@ fn describe(image: &NamedImage, indexes: &Path, candidates: &mut Vec<(u64, PathB
     fs::write(&index, chunk_index(&files::read(file)?)).with_context(|| format!("writing {}", index.display()))?;
     let chunks = files::measure(&index)?;
     candidates.extend([(content.size, file.clone()), (chunks.size, index)]);
-    Ok(ReleaseArtifact { role: ArtifactRole::Image, name: name.clone(), content, chunks: Some(chunks) })
+    Ok(ReleaseArtifact { role: ArtifactRole::Image, name: name.clone(), content, chunks: Some(chunks), listing: None })
+}
+
+/// The listing of an image, written to the `folder` and then among the `candidates`. An archive that is not made for nodes to
+/// fetch in parts has none.
+fn list(
+    file: &Path,
+    image: &ReleaseArtifact,
+    folder: &Path,
+    candidates: &mut Vec<(u64, PathBuf)>,
+) -> Result<Option<ArtifactRef>> {
+    let made = orrery_image_store::list(&files::read(file)?, MAX_IMAGE);
+    let Some(listing) = made.with_context(|| format!("listing image {}", image.name))? else { return Ok(None) };
+    let path = folder.join(format!("{}.listing", image.content.sha256));
+    fs::write(&path, listing).with_context(|| format!("writing {}", path.display()))?;
+    let listing = files::measure(&path)?;
+    candidates.push((listing.size, path));
+    Ok(Some(listing))
 }
 
 fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {
@@ -180,11 +204,12 @@ fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {
     Ok(())
 }
 
-/// All that a node may ask for, with a name for people: every artifact, and its chunk index.
+/// All that a node may ask for, with a name for people: every artifact, its chunk index, and an image's listing.
 fn contents(manifest: &ReleaseManifest) -> impl Iterator<Item = (String, ArtifactRef)> {
     manifest.artifacts.iter().flat_map(|artifact| {
         let index = artifact.chunks.map(|chunks| (format!("the chunk index of {}", artifact.name), chunks));
-        index.into_iter().chain([(artifact.name.clone(), artifact.content)])
+        let listing = artifact.listing.map(|listing| (format!("the listing of {}", artifact.name), listing));
+        index.into_iter().chain(listing).chain([(artifact.name.clone(), artifact.content)])
     })
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn has_release(db: &Connection, envelope: &ArtifactRef) -> rusqlite::
 pub(crate) fn image(db: &Connection, name: &str) -> rusqlite::Result<Option<ImageRef>> {
     for release in releases(db)? {
         if let Some(image) = release.manifest.images().find(|image| image.name == name) {
-            return Ok(Some(ImageRef { name: image.name.clone(), content: image.content, listing: image.listing }));
+            return Ok(Some(image.image()));
         }
     }
     Ok(None)

@@ -29,8 +29,9 @@ use crate::{
 pub(crate) const FETCHED: &str = "fetched";
 /// An object that is not whole yet. No object has such a name.
 const PART: &str = "part";
-/// Objects that are asked for at once.
+/// What is asked for at once: objects, and bytes of them. A server makes the whole answer before it gives it.
 const BATCH: usize = 1 << 16;
+const BATCH_BYTES: u64 = 32 << 20;
 /// Times that objects may go away, with their last image, between being found here and being used.
 const TRIES: u32 = 3;
 
@@ -45,9 +46,9 @@ pub struct Fetched {
     pub bytes: u64,
 }
 
-/// Somebody who has the archive: asked for regular files by their numbers in it, in order, yields what is stored of each, one after
-/// the other. What it yields is unproven.
-pub type Supply<'a> = dyn FnMut(&[u32]) -> io::Result<Box<dyn Read>> + 'a;
+/// Somebody who has the archive: asked for regular files by their numbers in it, in order, yields what
+/// [`write_contents`](crate::write_contents) writes of them. What it yields is unproven.
+pub type Supply<'a> = dyn FnMut(&[u32]) -> io::Result<Box<dyn Read + 'a>> + 'a;
 
 impl Store {
     /// Makes the tree of an image by its `listing`, which the caller vouches for as for the digest `image`. Objects that are not
@@ -63,18 +64,46 @@ impl Store {
         limit: u64,
         supply: &mut Supply<'_>,
     ) -> Result<Fetched, ImportError> {
+        if self.tree(image).is_some() {
+            return Ok(Fetched { imported: Imported { present: true, ..Imported::default() }, ..Fetched::default() });
+        }
+        self.fetch_anew(image, listing, limit, supply)
+    }
+
+    /// Makes the tree of an image again, whether it is there or not, and puts it in the place of the old one at once: as
+    /// [`repair`](Self::repair) does, but only objects that are damaged or missing come from `supply`. What still runs on the image
+    /// must be stopped first.
+    ///
+    /// # Errors
+    /// As for [`fetch`](Self::fetch); the old tree is still there then.
+    pub fn fetch_again(
+        &self,
+        image: &Digest,
+        listing: &Listing<'_>,
+        limit: u64,
+        supply: &mut Supply<'_>,
+    ) -> Result<Fetched, ImportError> {
+        if self.tree(image).is_some() {
+            self.verify(image)?;
+        }
+        self.fetch_anew(image, listing, limit, supply)
+    }
+
+    fn fetch_anew(
+        &self,
+        image: &Digest,
+        listing: &Listing<'_>,
+        limit: u64,
+        supply: &mut Supply<'_>,
+    ) -> Result<Fetched, ImportError> {
         let folder = Folder::open(&self.root.join(FETCHED).join(image.to_string()))?;
         let mut fetched = Fetched::default();
         let mut good = folder.proven()?;
         for attempt in 1.. {
-            if self.tree(image).is_some() {
-                fetched.imported.present = true;
-                break;
-            }
             let lacks = |id: &Digest| !good.contains(&id.0) && !self.has(id);
-            for batch in listing::lacking(listing, lacks).chunks(BATCH) {
-                let stream = supply(batch).map_err(ImportError::Reading)?;
-                folder.receive(stream, batch, listing, limit, |id, stored| {
+            for batch in batches(&listing::lacking(listing, limit, lacks)?) {
+                let stream = supply(&batch).and_then(zstd::Decoder::new).map_err(ImportError::Reading)?;
+                folder.receive(stream, &batch, listing, limit, |id, stored| {
                     good.insert(id.0);
                     fetched.objects += 1;
                     fetched.bytes += stored;
@@ -88,7 +117,8 @@ impl Store {
                 }
             }
         }
-        // All is in the tree.
+        // All that came is in the tree, and nobody's any more.
+        drop(folder);
         let lock = self.blocking_lock()?;
         self.clean(&lock)?;
         Ok(fetched)
@@ -109,7 +139,21 @@ pub(crate) fn in_use(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// Where the objects of one image gather. Held, it keeps everybody else out.
+/// The numbers to ask for at once.
+fn batches(mut lacking: &[(u32, u64)]) -> impl Iterator<Item = Vec<u32>> {
+    std::iter::from_fn(move || {
+        let (mut bytes, mut count) = (0_u64, 0);
+        while count < lacking.len().min(BATCH) && (count == 0 || bytes + lacking[count].1 <= BATCH_BYTES) {
+            bytes = bytes.saturating_add(lacking[count].1);
+            count += 1;
+        }
+        let (batch, rest) = lacking.split_at(count);
+        lacking = rest;
+        (count > 0).then(|| batch.iter().map(|(number, _)| *number).collect())
+    })
+}
+
+/// Where the objects of one image gather. While it is held, nobody else fetches into it, or removes it.
 struct Folder {
     directory: OwnedFd,
 }
@@ -158,7 +202,7 @@ impl Folder {
     /// Takes the objects with the numbers `wanted` from `stream`, and tells `kept` of each with the length it was stored in.
     fn receive(
         &self,
-        mut stream: Box<dyn Read>,
+        mut stream: impl Read,
         wanted: &[u32],
         listing: &Listing<'_>,
         limit: u64,

@@ -233,7 +233,7 @@ impl Store {
         }
         for (image, path) in digests(&self.root.join(FETCHED))? {
             // Its objects are all in the tree.
-            if self.tree(&image).is_some() {
+            if self.tree(&image).is_some() && !fetch::in_use(&path)? {
                 fs::remove_dir_all(&path).map_err(StoreError::at("removing", &path))?;
             }
         }

@@ -1,6 +1,7 @@
 //! Making listings of archives, and finding by them what archives hold.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, BufReader, Read, Write},
     os::unix::fs::FileExt,
@@ -16,6 +17,8 @@ use crate::{
 
 /// zstd's level for skeletons, which are made once and fetched by every node.
 const LEVEL: i32 = 19;
+/// For contents, which are compressed while somebody waits.
+const CONTENT_LEVEL: i32 = 6;
 
 /// Makes the listing of an archive that consists of zstd frames, each with its unpacked length in its header and no longer than a
 /// chunk may be, packed or not. `None`: it is another archive. Unpacked it may have up to `limit` bytes. Same archive, same bytes.
@@ -80,20 +83,22 @@ pub(crate) fn skeleton<'a>(
     Ok(Archive::hollow(zstd::Decoder::new(listing.skeleton()).map_err(ImportError::Reading)?, limit))
 }
 
-/// Writes what is stored of some regular files of an archive, one after the other: of those with the numbers `wanted`, counted in
-/// the archive's order and given in it.
+/// Writes what is stored of some regular files of an archive, one after the other, as one zstd stream: of those with the numbers
+/// `wanted`, counted in the archive's order and given in it. Together they may have up to `limit` bytes.
 ///
 /// # Errors
-/// The archive cannot be read, is not the listed one, or has no such files; or writing fails.
+/// [`ImportError::TooLarge`]; the archive cannot be read, is not the listed one, or has no such files; or writing fails.
 pub fn write_contents(
     archive: &File,
     listing: &Listing<'_>,
     wanted: &[u32],
     limit: u64,
-    out: &mut impl Write,
+    out: impl Write,
 ) -> Result<(), ImportError> {
+    let mut out = zstd::Encoder::new(out, CONTENT_LEVEL).map_err(ImportError::Reading)?;
     let mut frames = Frames { archive, listing, unpacked: Vec::new(), current: None };
-    let mut entries = skeleton(listing, limit)?;
+    let mut left = limit;
+    let mut entries = skeleton(listing, u64::MAX)?;
     let mut wanted = wanted.iter().peekable();
     let mut number = 0;
     while wanted.peek().is_some() {
@@ -104,11 +109,12 @@ pub fn write_contents(
             continue;
         }
         if wanted.next_if_eq(&&number).is_some() {
-            frames.copy(entry.position, entry.stored, out).map_err(ImportError::Reading)?;
+            left = left.checked_sub(entry.stored).ok_or(ImportError::TooLarge { limit, of: "bytes" })?;
+            frames.copy(entry.position, entry.stored, &mut out).map_err(ImportError::Reading)?;
         }
         number += 1;
     }
-    Ok(())
+    out.finish().map(drop).map_err(ImportError::Reading)
 }
 
 /// An archive that is unpacked frame by frame.
@@ -145,9 +151,24 @@ impl Frames<'_> {
     }
 }
 
-/// The numbers of regular files that `lacks`, each object once.
-pub(crate) fn lacking(listing: &Listing<'_>, mut lacks: impl FnMut(&Digest) -> bool) -> Vec<u32> {
-    let mut seen = std::collections::HashSet::new();
-    let numbers = (0..).zip(listing.objects());
-    numbers.filter(|(_, object)| seen.insert(object.0) && lacks(object)).map(|(number, _)| number).collect()
+/// The regular files whose object `lacks`, each object once: number, and how many bytes of it are stored.
+pub(crate) fn lacking(
+    listing: &Listing<'_>,
+    limit: u64,
+    mut lacks: impl FnMut(&Digest) -> bool,
+) -> Result<Vec<(u32, u64)>, ImportError> {
+    let mut seen = HashSet::new();
+    let mut lacking = Vec::new();
+    let mut objects = (0..).zip(listing.objects());
+    let mut entries = skeleton(listing, limit)?;
+    while let Some(entry) = entries.next()? {
+        if entry.kind == Kind::File
+            && let Some((number, id)) = objects.next()
+            && seen.insert(id.0)
+            && lacks(id)
+        {
+            lacking.push((number, entry.stored));
+        }
+    }
+    Ok(lacking)
 }

@@ -164,7 +164,10 @@ fn a_fetch_goes_on_where_it_stopped() {
     let published = Published::of(&members);
     let (root, store) = store();
     let image = published.image.sha256;
-    let short = |contents: Vec<u8>| Ok(Box::new(io::Cursor::new(contents).take(41)) as Box<dyn Read>);
+    let short = |contents: Vec<u8>| {
+        let plain = zstd::decode_all(contents.as_slice()).unwrap();
+        Ok(Box::new(io::Cursor::new(zstd::encode_all(&plain[..41], 1).unwrap())) as Box<dyn Read>)
+    };
     let error = published.fetch_from(&store, short).unwrap_err();
     assert!(matches!(error, ImportError::Reading(_)), "{error}");
     // Whatever else happens to the store meanwhile. One of the twenty is damaged, as by a power cut.
@@ -189,7 +192,9 @@ fn what_is_not_listed_is_not_kept() {
     let published = Published::of(&[("a", FILE, "one"), ("b", FILE, "two")]);
     let (root, store) = store();
     let garble = |mut contents: Vec<u8>| {
-        contents[4] ^= 1;
+        let mut plain = zstd::decode_all(contents.as_slice()).unwrap();
+        plain[4] ^= 1;
+        contents = zstd::encode_all(plain.as_slice(), 1).unwrap();
         Ok(Box::new(io::Cursor::new(contents)) as Box<dyn Read>)
     };
     let error = published.fetch_from(&store, garble).unwrap_err();
@@ -216,6 +221,16 @@ fn objects_may_go_away_meanwhile() {
     assert_eq!(*new.asked.borrow(), [[1], [0]]);
     assert_eq!(store.retain(|image| *image == new.image.sha256).unwrap(), []);
     assert_eq!(store.retain(|_| false).unwrap(), [new.image.sha256]);
+}
+
+#[test]
+fn batches_are_bounded() {
+    let check = |lacking: &[(u32, u64)], expect: &[&[u32]]| assert_eq!(batches(lacking).collect::<Vec<_>>(), expect);
+    check(&[], &[]);
+    check(&[(3, 1), (5, BATCH_BYTES - 1), (7, 0), (8, 1)], &[&[3, 5, 7], &[8]]);
+    check(&[(0, u64::MAX), (1, u64::MAX), (2, 1)], &[&[0], &[1], &[2]]);
+    let many: Vec<_> = (0..BATCH as u32 + 1).map(|number| (number, 0)).collect();
+    assert_eq!(batches(&many).map(|batch| batch.len()).collect::<Vec<_>>(), [BATCH, 1]);
 }
 
 #[test]
