@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use axum::{
@@ -48,6 +48,29 @@ impl Artifacts {
     /// Whether an artifact is here, in its named size.
     pub(crate) fn has(&self, artifact: &ArtifactRef) -> bool {
         self.path(&artifact.sha256).metadata().is_ok_and(|m| m.is_file() && m.len() == artifact.size)
+    }
+
+    /// All artifacts: digest, size, and when it was stored in Unix seconds. Sorted.
+    pub(crate) fn list(&self) -> io::Result<Vec<(Digest, u64, u64)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            let entry = entry?;
+            let Some(sha256) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let metadata = entry.metadata()?;
+            let stored = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            found.push((sha256, metadata.len(), stored));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes an artifact; whether there was one. Who is being sent it still gets all of it.
+    pub(crate) fn remove(&self, sha256: &Digest) -> io::Result<bool> {
+        match std::fs::remove_file(self.path(sha256)) {
+            Ok(()) => sync_folder(&self.0).map(|()| true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Keeps a small artifact.

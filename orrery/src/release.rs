@@ -11,7 +11,9 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use orrery_central_api::{ReleaseRecord, peek};
 use orrery_image_builder::chunk_index;
-use orrery_protocol::{ArtifactRef, ArtifactRole, MinimumHardware, PayloadType, ReleaseArtifact, ReleaseManifest};
+use orrery_protocol::{
+    ArtifactRef, ArtifactRole, Digest, MinimumHardware, PayloadType, ReleaseArtifact, ReleaseManifest,
+};
 use orrery_transport::{Client, TransportError};
 use serde_json::json;
 use ureq::http::Method;
@@ -49,10 +51,16 @@ pub(crate) enum Release {
     },
     /// List published releases, newest first.
     List,
+    /// Have central forget a release that no valid script names and no slice has its image from. `orrery image gc` then frees the
+    /// space.
+    Retire {
+        /// SHA-256 of the signed manifest, as `orrery release list` shows it.
+        release: Digest,
+    },
 }
 
 /// How large an image may be when unpacked, in bytes; nodes take no larger one.
-const MAX_IMAGE: u64 = 32 << 30;
+pub(crate) const MAX_IMAGE: u64 = 32 << 30;
 
 /// An image with the name that slices know it by.
 #[derive(Clone)]
@@ -101,6 +109,10 @@ pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
         Release::Assemble { images, out, more, minimum } => assemble(context, &images, &out, &more, minimum.demand()),
         Release::Sign(sign) => sign.run(context, Some(PayloadType::ReleaseManifest)),
         Release::Publish { manifest } => publish(context, &manifest),
+        Release::Retire { release } => {
+            context.client()?.call(Method::DELETE, &format!("/v1/releases/{release}"))?;
+            context.print(&json!({ "retired": release }), |_| format!("retired {release}"))
+        }
         Release::List => {
             let releases: Vec<ReleaseRecord> = context.client()?.get("/v1/releases")?;
             context.print(&releases, |releases| {

@@ -10,6 +10,7 @@
 //! Not done here: fetching images from registries, and compressing what comes out.
 
 mod container;
+mod entries;
 mod error;
 mod folder;
 mod manifest;
@@ -32,7 +33,7 @@ use crate::{
     stream::{Compression, Hashing, Part, decompress},
     tree::{Tree, Whiteouts},
 };
-pub use crate::{error::SourceError, manifest::RunConfig};
+pub use crate::{entries::Item, error::SourceError, manifest::RunConfig};
 
 /// Where an image says how it is to be run. In the tree, so that it goes wherever the image goes, under the same digest and
 /// signature, and is there for whoever is in the sliver; nothing on a node has to know of it.

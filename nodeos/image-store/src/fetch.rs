@@ -143,7 +143,8 @@ pub(crate) fn in_use(path: &Path) -> Result<bool, StoreError> {
 fn batches(mut lacking: &[(u32, u64)]) -> impl Iterator<Item = Vec<u32>> {
     std::iter::from_fn(move || {
         let (mut bytes, mut count) = (0_u64, 0);
-        while count < lacking.len().min(BATCH) && (count == 0 || bytes + lacking[count].1 <= BATCH_BYTES) {
+        while count < lacking.len().min(BATCH) && (count == 0 || bytes.saturating_add(lacking[count].1) <= BATCH_BYTES)
+        {
             bytes = bytes.saturating_add(lacking[count].1);
             count += 1;
         }

@@ -38,7 +38,7 @@ pub use crate::{
     error::{ImportError, StoreError},
     fetch::{Fetched, Supply},
     import::{Imported, put_sparse},
-    listing::{list, write_contents},
+    listing::{list, lists, write_contents},
     object::{Examined, Metadata},
 };
 

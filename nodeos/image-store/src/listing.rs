@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use orrery_protocol::{Digest, Listing, MAX_CHUNK};
+use orrery_protocol::{ArtifactRef, Digest, Listing, MAX_CHUNK};
 use zstd::zstd_safe;
 
 use crate::{
@@ -59,6 +59,25 @@ pub fn list(archive: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ImportError> 
     };
     let skeleton = skeleton().map_err(ImportError::Reading)?;
     Listing::encode(&frames, &objects, &skeleton).map(Some).map_err(|e| ImportError::Reading(io::Error::other(e)))
+}
+
+/// Whether `listing` is one of the archive, whatever compressed it. Unpacked the archive may have up to `limit` bytes.
+///
+/// # Errors
+/// As for [`list`].
+pub fn lists(listing: &Listing<'_>, archive: &[u8], limit: u64) -> Result<bool, ImportError> {
+    let Some(made) = list(archive, limit)? else { return Ok(false) };
+    let image = ArtifactRef { sha256: Digest::of(archive), size: archive.len() as u64 };
+    let made = Listing::parse(&made, &image).map_err(|e| ImportError::Reading(io::Error::other(e)))?;
+    if (made.frames(), made.objects()) != (listing.frames(), listing.objects()) {
+        return Ok(false);
+    }
+    // No longer than the right one, however much it unpacks to.
+    let right = zstd::decode_all(made.skeleton()).map_err(ImportError::Reading)?;
+    let mut found = Vec::new();
+    let longest = right.len() as u64 + 1;
+    let unpacked = zstd::Decoder::new(listing.skeleton()).and_then(|plain| plain.take(longest).read_to_end(&mut found));
+    Ok(unpacked.is_ok() && found == right)
 }
 
 /// The lengths of each frame, packed and unpacked.

@@ -234,6 +234,27 @@ fn batches_are_bounded() {
 }
 
 #[test]
+fn a_listing_is_of_one_archive() {
+    let [one, two] = ["one", "two"].map(|text| Published::of(&[("a", FILE, text)]));
+    let whole = |published: &Published| {
+        let mut bytes = vec![0; published.image.size as usize];
+        published.archive.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let mine = one.parsed();
+    assert!(crate::lists(&mine, &whole(&one), LIMIT).unwrap());
+    assert!(!crate::lists(&mine, &whole(&two), LIMIT).unwrap());
+    let frames: Vec<_> = mine.frames().iter().map(|frame| (frame.length, frame.unpacked)).collect();
+    let skeleton = zstd::decode_all(mine.skeleton()).unwrap();
+    for (tail, expect) in [(&b""[..], true), (b"\0", false)] {
+        // By another compressor.
+        let skeleton = zstd::encode_all([&skeleton, tail].concat().as_slice(), 1).unwrap();
+        let bytes = Listing::encode(&frames, mine.objects(), &skeleton).unwrap();
+        assert_eq!(crate::lists(&Listing::parse(&bytes, &one.image).unwrap(), &whole(&one), LIMIT).unwrap(), expect);
+    }
+}
+
+#[test]
 fn other_archives_have_no_listing() {
     let tar = archive(&[("a", FILE, "one")]);
     assert_eq!(list(&tar, LIMIT).unwrap(), None);
