@@ -10,7 +10,7 @@ use orrery_central_api::{
     BootStateChange, NewNode, NodeDetail, NodeSummary, ReleaseRecord, ScriptRecord, SliceRecord, SliceSpec,
     StoredEvent, checked_groups, peek,
 };
-use orrery_protocol::{ArtifactRef, BootScript, PayloadType, ReleaseManifest, SliceName, is_node_id};
+use orrery_protocol::{ArtifactRef, BootScript, PayloadType, ReleaseArtifact, ReleaseManifest, SliceName, is_node_id};
 use serde::Deserialize;
 
 use crate::{
@@ -197,8 +197,8 @@ pub(crate) async fn put_release(
     let App { db, artifacts, .. } = app;
     let answer = db.run(move |db| -> Result<_> {
         roots_api::vouched(db, &envelope, PayloadType::ReleaseManifest)?;
-        let absent = |content| !artifacts.has(content);
-        let missing = manifest.artifacts.iter().filter(|a| absent(&a.content) || a.chunks.as_ref().is_some_and(absent));
+        let named = |a: &ReleaseArtifact| [Some(a.content), a.chunks, a.listing].into_iter().flatten();
+        let missing = manifest.artifacts.iter().filter(|a| named(a).any(|content| !artifacts.has(&content)));
         let missing: Vec<_> = missing.map(|a| format!("{} ({})", a.name, a.content.sha256)).collect();
         if !missing.is_empty() {
             let message = format!("upload its artifacts first; missing: {}", missing.join(", "));

@@ -19,7 +19,7 @@ use crate::{
     api_error::ApiError,
     artifacts::Artifacts,
     authorities::Certificates,
-    day,
+    collect_api, day,
     db::{
         self, Database,
         keys::{self, Standing},
@@ -48,6 +48,7 @@ pub(crate) struct App {
 pub(crate) fn router(app: App) -> Router {
     let artifact = Router::new()
         .route("/v1/artifacts/{sha256}", get(node_api::artifact).put(admin_api::put_artifact))
+        .route("/v1/artifacts/{sha256}", delete(collect_api::remove_artifact))
         .route_layer(middleware::from_fn(audit));
     let node = Router::new()
         .route("/v1/node/contact", post(node_api::contact))
@@ -55,6 +56,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/node/wanted", get(node_api::wanted))
         .route("/v1/node/status", post(node_api::status))
         .route("/v1/node/log", post(node_api::log))
+        .route("/v1/artifacts/{sha256}/contents", post(node_api::contents))
         .route("/v1/enrol", post(enrol_api::enrol))
         .route("/v1/enrol/confirm", post(enrol_api::confirm))
         .route_layer(middleware::from_fn(deadline));
@@ -76,6 +78,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/slices/{authority}/{name}/suspension", put(life_api::suspend).delete(life_api::resume))
         .route("/v1/slices/{authority}/{name}/reset", post(life_api::reset))
         .route("/v1/slices/{authority}/{name}/restart", post(life_api::restart))
+        .route("/v1/artifacts", get(collect_api::list_artifacts))
+        .route("/v1/releases/{sha256}", delete(collect_api::retire_release))
         .route("/v1/releases", get(admin_api::list_releases).put(admin_api::put_release))
         .route("/v1/scripts", get(admin_api::list_scripts).put(admin_api::put_script))
         .route_layer(middleware::from_fn(audit))

@@ -2,9 +2,9 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read, Seek},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use axum::{
@@ -13,7 +13,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::StreamExt;
-use orrery_protocol::{ArtifactRef, Digest, Sha256};
+use orrery_image_store::{ImportError, write_contents};
+use orrery_protocol::{ArtifactRef, Digest, Listing, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
@@ -28,6 +29,8 @@ const MAX_BYTES: u64 = 64 << 30;
 /// An upload that pauses for longer is given up.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Files of an image that are asked for at once have no more bytes together. A node asks for less, unless a single file has more.
+const MAX_CONTENTS: u64 = 1 << 30;
 
 /// The folder of artifacts.
 #[derive(Debug, Clone)]
@@ -45,6 +48,29 @@ impl Artifacts {
     /// Whether an artifact is here, in its named size.
     pub(crate) fn has(&self, artifact: &ArtifactRef) -> bool {
         self.path(&artifact.sha256).metadata().is_ok_and(|m| m.is_file() && m.len() == artifact.size)
+    }
+
+    /// All artifacts: digest, size, and when it was stored in Unix seconds. Sorted.
+    pub(crate) fn list(&self) -> io::Result<Vec<(Digest, u64, u64)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            let entry = entry?;
+            let Some(sha256) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let metadata = entry.metadata()?;
+            let stored = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            found.push((sha256, metadata.len(), stored));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes an artifact; whether there was one. Who is being sent it still gets all of it.
+    pub(crate) fn remove(&self, sha256: &Digest) -> io::Result<bool> {
+        match std::fs::remove_file(self.path(sha256)) {
+            Ok(()) => sync_folder(&self.0).map(|()| true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Keeps a small artifact.
@@ -133,6 +159,53 @@ impl Artifacts {
             response.headers_mut().insert(header::CONTENT_RANGE, value);
         }
         Ok(response)
+    }
+}
+
+impl Artifacts {
+    /// What is stored of some files of the image `archive`, as [`write_contents`] writes it; `listing` is the image's.
+    pub(crate) async fn contents(
+        &self,
+        archive: Digest,
+        listing: Digest,
+        wanted: Vec<u32>,
+    ) -> Result<Response, ApiError> {
+        let (folder, path) = (self.0.clone(), |sha256| self.path(&sha256));
+        let (archive_path, listing_path) = (path(archive), path(listing));
+        let collect = move || -> Result<_, ApiError> {
+            let opened = |path: &Path, what: &Digest| match open(path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    Err(ApiError::not_found(format_args!("artifact {what}")))
+                }
+                other => other.map_err(ApiError::internal),
+            };
+            let (file, size) = opened(&archive_path, &archive)?;
+            let (mut listed, length) = opened(&listing_path, &listing)?;
+            let not_one = |e: &dyn std::fmt::Display| ApiError::bad_request(format!("artifact {listing}: {e}"));
+            if length > Listing::max_bytes(size) {
+                return Err(not_one(&"too long for a listing"));
+            }
+            let mut bytes = Vec::new();
+            listed.read_to_end(&mut bytes).map_err(ApiError::internal)?;
+            let parsed = Listing::parse(&bytes, &ArtifactRef { sha256: archive, size }).map_err(|e| not_one(&e))?;
+            // Made as a whole before it is sent: nobody's slow line holds a thread.
+            let mut spool = tempfile::tempfile_in(folder.join("incoming")).map_err(storing)?;
+            write_contents(&file, &parsed, &wanted, MAX_CONTENTS, &mut spool).map_err(|e| match e {
+                ImportError::TooLarge { .. } => {
+                    let message = format!("these files have more than {MAX_CONTENTS} bytes: ask for fewer at once");
+                    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message)
+                }
+                e => ApiError::internal(format_args!("reading files of {archive}: {}", anyhow::Error::from(e))),
+            })?;
+            let length = spool.stream_position().map_err(ApiError::internal)?;
+            spool.rewind().map_err(ApiError::internal)?;
+            Ok((spool, length))
+        };
+        let (spool, length) = tokio::task::spawn_blocking(collect).await.map_err(ApiError::internal)??;
+        let body = Body::from_stream(ReaderStream::with_capacity(tokio::fs::File::from_std(spool), CHUNK_BYTES));
+        let headers =
+            [(header::CONTENT_TYPE, "application/zstd".to_owned()), (header::CONTENT_LENGTH, length.to_string())];
+        Ok((headers, body).into_response())
     }
 }
 

@@ -9,6 +9,7 @@ mod app;
 mod artifacts;
 mod authorities;
 mod boot_state;
+mod collect_api;
 mod data;
 mod db;
 mod enrol_api;

@@ -3,15 +3,16 @@
 use std::collections::HashSet;
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use orrery_protocol::{BootState, Digest, EventBatch, Facts, LogBatch, NodeStatus};
+use serde::Deserialize;
 
 use crate::{
     api_error::ApiError,
-    app::{Json, Key, Member, Node, Shared, key_replaced, parse, unknown_node},
+    app::{Document, Json, Key, Member, Node, Shared, key_replaced, parse, unknown_node},
     boot_state, day,
     db::{
         keys::{self, Standing},
@@ -146,6 +147,29 @@ pub(crate) async fn wanted(State(app): Shared, Node(node): Node, headers: Header
     } else {
         (tag, [(header::CONTENT_TYPE, "application/json")], body).into_response()
     })
+}
+
+/// The query of [`contents`].
+#[derive(Debug, Deserialize)]
+pub(crate) struct ContentsQuery {
+    listing: String,
+}
+
+/// `POST /v1/artifacts/{sha256}/contents?listing=`: numbers of an image's files in, what is stored of them out.
+pub(crate) async fn contents(
+    State(app): Shared,
+    _: Member,
+    Path(sha256): Path<String>,
+    query: Result<Query<ContentsQuery>, QueryRejection>,
+    Document(body): Document,
+) -> Result<Response, ApiError> {
+    let Query(ContentsQuery { listing }) = query.map_err(|e| ApiError::bad_request(e.body_text()))?;
+    let (numbers, rest) = body.as_chunks::<4>();
+    let wanted: Vec<u32> = numbers.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    if !rest.is_empty() || !wanted.is_sorted_by(|one, next| one < next) {
+        return Err(ApiError::bad_request("the body is to be numbers of four bytes, each greater than the one before"));
+    }
+    app.artifacts.contents(parse(&sha256)?, parse(&listing)?, wanted).await
 }
 
 /// `GET` and `HEAD /v1/artifacts/{sha256}`.

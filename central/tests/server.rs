@@ -16,8 +16,9 @@ use orrery_central_api::{
 };
 use orrery_protocol::{
     ArtifactRef, ArtifactRole, BootScript, BootState, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, Life,
-    LogBatch, MAX_INITSCRIPT, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact, ReleaseManifest,
-    Root, Rspec, RunLevel, ScriptKind, SigningKey, Startup, TrustRoot, TrustUpdate, WantedState, sign,
+    Listing, LogBatch, MAX_INITSCRIPT, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact,
+    ReleaseManifest, Root, Rspec, RunLevel, ScriptKind, SigningKey, SliverState, SliverStatus, Startup, TrustRoot,
+    TrustUpdate, WantedState, sign,
 };
 use orrery_transport::{Client, Identity, Resolver, TransportError};
 use rcgen::KeyPair;
@@ -121,7 +122,7 @@ impl Central {
             let path = format!("/v1/artifacts/{}", content_ref.sha256);
             let kept: ArtifactRef = self.operator.put_bytes(&path, &content).unwrap();
             assert_eq!(kept, content_ref);
-            ReleaseArtifact { role, name: name.to_owned(), content: content_ref, chunks: None }
+            ReleaseArtifact { role, name: name.to_owned(), content: content_ref, chunks: None, listing: None }
         };
         let manifest = ReleaseManifest {
             version: 1,
@@ -716,4 +717,67 @@ fn another_name_is_in_the_certificate_after_a_restart() {
     change_hosts(&data(central.folder.path()), &[name], &[]).unwrap();
     let central = central.restarted();
     assert!(by_name(&central).is_ok(), "{:?}", by_name(&central));
+}
+
+#[test]
+fn contents_are_of_images_by_their_listing() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Boot);
+    let upload = |bytes: &[u8]| -> ArtifactRef {
+        central.operator.put_bytes(&format!("/v1/artifacts/{}", Digest::of(bytes)), bytes).unwrap()
+    };
+    let nothing = upload(&Listing::encode(&[], &[], &[]).unwrap());
+    let image = upload(b"no image");
+    let ask = |image: &Digest, listing: &Digest, body: &[u8]| {
+        let path = format!("/v1/artifacts/{image}/contents?listing={listing}");
+        node.post_for_stream(&path, body, LIMIT).map(drop)
+    };
+    let absent = Digest([1; 32]);
+    refused(ask(&absent, &nothing.sha256, b""), (404, "not-found"));
+    refused(ask(&image.sha256, &absent, b""), (404, "not-found"));
+    // Of an image of another size.
+    refused(ask(&image.sha256, &nothing.sha256, b""), (400, "bad-request"));
+    refused(ask(&image.sha256, &image.sha256, b""), (400, "bad-request"));
+    for numbers in [&b"123"[..], &[1, 0, 0, 0, 1, 0, 0, 0], &[2, 0, 0, 0, 1, 0, 0, 0]] {
+        refused(ask(&image.sha256, &nothing.sha256, numbers), (400, "bad-request"));
+    }
+    let stranger = central.client(&new_identity());
+    let path = format!("/v1/artifacts/{}/contents?listing={}", image.sha256, nothing.sha256);
+    refused(stranger.post_for_stream(&path, b"", LIMIT).map(drop), (403, "unknown-node"));
+    refused(node.post_for_stream(&path[..path.len() - 70], b"", LIMIT).map(drop), (400, "bad-request"));
+    refused(node.get::<serde_json::Value>("/v1/artifacts"), (403, "forbidden"));
+    refused(node.call(Method::DELETE, &format!("/v1/artifacts/{}", image.sha256)), (403, "forbidden"));
+}
+
+#[test]
+fn an_image_that_a_sliver_runs_on_is_kept() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Boot);
+    let image: ArtifactRef =
+        central.operator.put_bytes(&format!("/v1/artifacts/{}", Digest::of(b"old")), b"old").unwrap();
+    let path = format!("/v1/artifacts/{}", image.sha256);
+    let status = |slivers| NodeStatus { slivers, ..status_of_nothing() };
+    let sliver = SliverStatus {
+        slice: "demo/one".parse().unwrap(),
+        state: SliverState::Ready,
+        image: image.sha256,
+        error: None,
+    };
+    node.send(Method::POST, "/v1/node/status", &status(vec![sliver])).unwrap();
+    refused(central.operator.call(Method::DELETE, &path), (409, "in-use"));
+    node.send(Method::POST, "/v1/node/status", &status(Vec::new())).unwrap();
+    central.operator.call(Method::DELETE, &path).unwrap();
+    refused(central.operator.call(Method::DELETE, &path), (404, "not-found"));
+}
+
+fn status_of_nothing() -> NodeStatus {
+    NodeStatus {
+        boot_id: "b1".to_owned(),
+        run_level: RunLevel::Running,
+        release: "0.1.0".to_owned(),
+        slot: "a".to_owned(),
+        offline: None,
+        ssh_host_key: String::new(),
+        slivers: Vec::new(),
+    }
 }

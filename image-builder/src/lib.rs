@@ -7,6 +7,7 @@
 mod archive_order;
 mod chunks;
 pub mod cpio;
+pub mod debian;
 mod fat;
 mod iso;
 pub mod iso9660;

@@ -33,7 +33,13 @@ pub(crate) fn manifest(
         let beside = indexes.join(name);
         replace(&beside, &index).map_err(BuildError::writing(&beside))?;
         let refer = |bytes: &[u8]| ArtifactRef { sha256: Digest::of(bytes), size: bytes.len() as u64 };
-        Ok(ReleaseArtifact { role, name: name.to_owned(), content: refer(&bytes), chunks: Some(refer(&index)) })
+        Ok(ReleaseArtifact {
+            role,
+            name: name.to_owned(),
+            content: refer(&bytes),
+            chunks: Some(refer(&index)),
+            listing: None,
+        })
     };
     let mut artifacts =
         vec![artifact(ArtifactRole::Kernel, "kernel", kernel)?, artifact(ArtifactRole::NodeOs, "nodeos", node_os)?];

@@ -433,6 +433,7 @@ mod tests {
                 name: "debian".into(),
                 content: refer(content),
                 chunks: None,
+                listing: None,
             })
             .collect();
         artifacts[1].content.size = node_os.unwrap_or(artifacts[1].content.size);

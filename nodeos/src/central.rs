@@ -5,10 +5,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use orrery_bootstage::{StageFailure, trust};
 use orrery_init_api::FailureClass;
-use orrery_protocol::{ArtifactRef, NodeConfig, NodeStatus, WantedState};
+use orrery_protocol::{ArtifactRef, Digest, NodeConfig, NodeStatus, WantedState};
 use orrery_transport::{ArtifactStream, Client, TransportError};
 
 /// Path on central with what is wanted of a node.
@@ -76,6 +76,31 @@ impl Central {
     /// When no server has it.
     pub fn artifact(&self, artifact: &ArtifactRef) -> Result<ArtifactStream> {
         self.ask(|client| client.artifact(artifact, 0)).context("asking central for an artifact")
+    }
+
+    /// The content of a small artifact, proven.
+    ///
+    /// # Errors
+    /// When no server has it, or what one has is something else.
+    pub fn document(&self, artifact: &ArtifactRef) -> Result<Vec<u8>> {
+        let path = format!("/v1/artifacts/{}", artifact.sha256);
+        let bytes =
+            self.ask(|client| client.get_bytes(&path, artifact.size)).context("asking central for an artifact")?;
+        let got = Digest::of(&bytes);
+        ensure!(got == artifact.sha256, "central's artifact {} has SHA-256 {got}", artifact.sha256);
+        Ok(bytes)
+    }
+
+    /// What is stored of some files of an image, by their numbers. What it yields is unproven.
+    ///
+    /// # Errors
+    /// When no server has the image and its listing.
+    pub fn contents(&self, archive: &Digest, listing: &Digest, numbers: &[u32]) -> Result<ArtifactStream> {
+        let path = format!("/v1/artifacts/{archive}/contents?listing={listing}");
+        let body: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        // How much it is, the reader knows.
+        self.ask(|client| client.post_for_stream(&path, &body, u64::MAX))
+            .context("asking central for files of an image")
     }
 
     /// Asks the server in use, then the others. One that the root in force does not vouch for is asked for a newer root.

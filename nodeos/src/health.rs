@@ -334,6 +334,7 @@ mod tests {
             name: "x".into(),
             content: ArtifactRef { sha256: Digest([1; 32]), size: 1 },
             chunks: None,
+            listing: None,
         };
         Handover {
             config: serde_json::from_value::<NodeConfig>(config).unwrap(),

@@ -4,8 +4,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     ffi::OsString,
-    fs::{self, File},
-    io,
+    fs, io,
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
@@ -17,9 +16,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
-use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{ArtifactRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_protocol::{Digest, ImageRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
 use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
 use rustix::{
@@ -33,15 +31,13 @@ use crate::{
     central::Central,
     gate::{Entrance, Program},
     idle::IdleWatch,
+    images::{self, Images},
     memory::{self, Alarm, Memory, MemoryWatch, Verdict},
     paths,
     plan::Existing,
     reconcile::Host,
     supervisor::Supervisor,
 };
-
-/// How large an image may be when unpacked, in bytes: far above any real one, and a bound on what a broken one fills.
-const MAX_IMAGE: u64 = 32 << 30;
 
 /// How often slivers are looked at whether they are used.
 const LOOK: Duration = Duration::from_secs(10);
@@ -57,8 +53,7 @@ pub fn run_inside(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode>
 pub struct LinuxHost {
     slivers: Arc<Slivers>,
     supervisor: Arc<Supervisor>,
-    store: Store,
-    central: Arc<Central>,
+    images: Images,
     capacity: Capacity,
 }
 
@@ -71,9 +66,8 @@ impl LinuxHost {
         prepare_node(Path::new(SLIVERS_CGROUP)).context("setting the kernel up for slivers")?;
         let slivers = Arc::new(Slivers::open(SliverPaths::default()).context("opening the slivers")?);
         let supervisor = Arc::new(Supervisor::new(slivers.clone()).context("watching the slivers")?);
-        let store = Store::open(Path::new(paths::DATA)).context("opening the image store")?;
         let capacity = capacity().context("finding out what this machine has")?;
-        Ok(Self { slivers, supervisor, store, central, capacity })
+        Ok(Self { slivers, supervisor, images: Images::open(central)?, capacity })
     }
 
     /// Keeps what slivers run by themselves running, for ever.
@@ -81,14 +75,9 @@ impl LinuxHost {
         self.supervisor.run()
     }
 
-    /// Unpacks an image that is on the disk already, so that the first sliver need not wait for it. Failing does no harm: it is
-    /// tried again when the image is needed.
-    pub fn unpack_ahead(&self, name: &str, image: &ArtifactRef) {
-        if archive(image).exists()
-            && let Err(e) = self.ensure_image(name, image)
-        {
-            tracing::warn!("unpacking image {name}: {e:#}");
-        }
+    /// The images of slivers.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Stops slivers that nobody uses, and weighs guarantees against those that are busy, for ever.
@@ -149,35 +138,18 @@ impl LinuxHost {
         report("memory", Outcome::Failed, message, started.elapsed());
     }
 
-    /// Makes sure that an image is unpacked: from the disk, or else from central.
-    fn ensure_image(&self, name: &str, image: &ArtifactRef) -> Result<()> {
-        if self.store.tree(&image.sha256).is_some() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let imported = self.import_from_disk(image).or_else(|e| {
-            tracing::warn!("image {name} is not to be had from the disk: {e:#}");
-            let stream = self.central.artifact(image)?;
-            // Hashed on the way; the tree appears only if it is the right one.
-            self.store.import(stream, &image.sha256, MAX_IMAGE).context("importing the image from central")
-        });
-        let took = started.elapsed();
-        let (outcome, message) = match &imported {
-            // Somebody else was quicker.
-            Ok(Imported { present: true, .. }) => return Ok(()),
-            Ok(imported) => {
-                (Outcome::Ok, format!("image {name}: {} files, {} MiB", imported.files, imported.bytes >> 20))
-            }
-            Err(e) => (Outcome::Failed, format!("image {name}: {e:#}")),
+    /// Removes images that nothing needs and looks after the others, for ever. `release` are those of the release that runs.
+    pub fn tend_images(&self, release: &[ImageRef]) -> ! {
+        let needed = || {
+            let records = self.slivers.list().context("reading the slivers' records")?;
+            images::needed(release, &records, Path::new(paths::WANTED))
         };
-        report("image-import", outcome, message, took);
-        imported.map(drop)
-    }
-
-    fn import_from_disk(&self, image: &ArtifactRef) -> Result<Imported> {
-        let path = archive(image);
-        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        self.store.import(file, &image.sha256, MAX_IMAGE).with_context(|| format!("importing {}", path.display()))
+        let at_rest = |image: &Digest| {
+            let records = self.slivers.list().unwrap_or_default();
+            let image = image.to_string();
+            !records.iter().any(|record| record.image == image && self.slivers.activity(&record.login()).is_some())
+        };
+        self.images.tend(needed, at_rest)
     }
 }
 
@@ -199,7 +171,7 @@ impl Host for Arc<LinuxHost> {
     }
 
     fn create(&self, spec: &SliverSpec) -> Result<()> {
-        self.ensure_image(&spec.image.name, &spec.image.content)?;
+        self.images.ensure(&spec.image)?;
         let login = spec.slice.login();
         let _apart = self.supervisor.apart(&login);
         self.slivers.create(spec, &spec.image.content.sha256.to_string()).context("creating")?;
@@ -227,7 +199,7 @@ impl Host for Arc<LinuxHost> {
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {
         // Before anything is discarded.
-        self.ensure_image(&spec.image.name, &spec.image.content)?;
+        self.images.ensure(&spec.image)?;
         let _apart = self.supervisor.apart(&spec.slice.login());
         self.slivers.reset(spec, &spec.image.content.sha256.to_string()).context("discarding its data")
     }
@@ -380,11 +352,6 @@ fn capacity() -> Result<Capacity> {
     let cpus = text.trim().parse().with_context(|| format!("understanding {online}, which says {text:?}"))?;
     let data = rustix::fs::statvfs(paths::DATA).with_context(|| format!("asking for the size of {}", paths::DATA))?;
     Ok(Capacity { cpus, memory: memory::now()?.total, disk: data.f_blocks * data.f_frsize })
-}
-
-/// Where the installer and the boot stage put an image's archive.
-fn archive(image: &ArtifactRef) -> std::path::PathBuf {
-    Path::new(paths::INCOMING).join(image.sha256.to_string())
 }
 
 /// Shows and reports what became of something.

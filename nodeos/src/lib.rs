@@ -11,6 +11,7 @@ pub mod gate;
 pub mod health;
 pub mod host;
 pub mod idle;
+pub mod images;
 pub mod manager;
 pub mod memory;
 pub mod partition;

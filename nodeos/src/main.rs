@@ -13,6 +13,7 @@ use orrery_nodeos::{
     manager::{self, Identity},
     storage,
 };
+use orrery_protocol::{ImageRef, ReleaseArtifact};
 use orrery_sshd::HostKey;
 use orrery_sys::descriptor::inherited;
 
@@ -107,8 +108,11 @@ fn node_manager() -> Result<(), StageFailure> {
             tracing::error!("nobody watches over the node's memory: {e:#}");
         });
         // Whether central wants a sliver of it or not: it will.
-        let images = handover.release;
-        thread::spawn(move || images.images().for_each(|image| ahead.unpack_ahead(&image.name, &image.content)));
+        let images: Vec<ImageRef> = handover.release.images().map(ReleaseArtifact::image).collect();
+        thread::spawn(move || {
+            images.iter().for_each(|image| ahead.images().unpack_ahead(image));
+            ahead.tend_images(&images)
+        });
     };
     match manager::run(me, central, host, serving).map_err(internal)? {}
 }

@@ -118,6 +118,7 @@ pub(crate) mod tests {
             image: ImageRef {
                 name: "debian".to_owned(),
                 content: ArtifactRef { sha256: Digest([image; 32]), size: 1 },
+                listing: None,
             },
             rspec: Rspec { cpu_share, ..Rspec::default() },
             startup: Startup::default(),

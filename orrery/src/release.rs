@@ -11,7 +11,9 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use orrery_central_api::{ReleaseRecord, peek};
 use orrery_image_builder::chunk_index;
-use orrery_protocol::{ArtifactRef, ArtifactRole, MinimumHardware, PayloadType, ReleaseArtifact, ReleaseManifest};
+use orrery_protocol::{
+    ArtifactRef, ArtifactRole, Digest, MinimumHardware, PayloadType, ReleaseArtifact, ReleaseManifest,
+};
 use orrery_transport::{Client, TransportError};
 use serde_json::json;
 use ureq::http::Method;
@@ -49,7 +51,16 @@ pub(crate) enum Release {
     },
     /// List published releases, newest first.
     List,
+    /// Have central forget a release that no valid script names and no slice has its image from. `orrery image gc` then frees the
+    /// space.
+    Retire {
+        /// SHA-256 of the signed manifest, as `orrery release list` shows it.
+        release: Digest,
+    },
 }
+
+/// How large an image may be when unpacked, in bytes; nodes take no larger one.
+pub(crate) const MAX_IMAGE: u64 = 32 << 30;
 
 /// An image with the name that slices know it by.
 #[derive(Clone)]
@@ -98,6 +109,10 @@ pub(crate) fn run(context: &Context, command: Release) -> Result<()> {
         Release::Assemble { images, out, more, minimum } => assemble(context, &images, &out, &more, minimum.demand()),
         Release::Sign(sign) => sign.run(context, Some(PayloadType::ReleaseManifest)),
         Release::Publish { manifest } => publish(context, &manifest),
+        Release::Retire { release } => {
+            context.client()?.call(Method::DELETE, &format!("/v1/releases/{release}"))?;
+            context.print(&json!({ "retired": release }), |_| format!("retired {release}"))
+        }
         Release::List => {
             let releases: Vec<ReleaseRecord> = context.client()?.get("/v1/releases")?;
             context.print(&releases, |releases| {
@@ -134,6 +149,10 @@ fn assemble(context: &Context, images: &Path, out: &Path, more: &[NamedImage], m
         manifest.artifacts.retain(|known| known.role != ArtifactRole::Image || known.name != artifact.name);
         manifest.artifacts.push(artifact);
     }
+    for image in manifest.artifacts.iter_mut().filter(|artifact| artifact.role == ArtifactRole::Image) {
+        let file = find(&candidates, &image.content)?.to_owned();
+        image.listing = list(&file, image, indexes.path(), &mut candidates)?;
+    }
     for (name, content) in contents(&manifest) {
         let source =
             find(&candidates, &content).with_context(|| format!("looking in {} for {name}", images.display()))?;
@@ -163,7 +182,24 @@ fn describe(image: &NamedImage, indexes: &Path, candidates: &mut Vec<(u64, PathB
     fs::write(&index, chunk_index(&files::read(file)?)).with_context(|| format!("writing {}", index.display()))?;
     let chunks = files::measure(&index)?;
     candidates.extend([(content.size, file.clone()), (chunks.size, index)]);
-    Ok(ReleaseArtifact { role: ArtifactRole::Image, name: name.clone(), content, chunks: Some(chunks) })
+    Ok(ReleaseArtifact { role: ArtifactRole::Image, name: name.clone(), content, chunks: Some(chunks), listing: None })
+}
+
+/// The listing of an image, written to the `folder` and then among the `candidates`. An archive that is not made for nodes to
+/// fetch in parts has none.
+fn list(
+    file: &Path,
+    image: &ReleaseArtifact,
+    folder: &Path,
+    candidates: &mut Vec<(u64, PathBuf)>,
+) -> Result<Option<ArtifactRef>> {
+    let made = orrery_image_store::list(&files::read(file)?, MAX_IMAGE);
+    let Some(listing) = made.with_context(|| format!("listing image {}", image.name))? else { return Ok(None) };
+    let path = folder.join(format!("{}.listing", image.content.sha256));
+    fs::write(&path, listing).with_context(|| format!("writing {}", path.display()))?;
+    let listing = files::measure(&path)?;
+    candidates.push((listing.size, path));
+    Ok(Some(listing))
 }
 
 fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {
@@ -180,11 +216,12 @@ fn collect(folder: &Path, found: &mut Vec<(u64, PathBuf)>) -> Result<()> {
     Ok(())
 }
 
-/// All that a node may ask for, with a name for people: every artifact, and its chunk index.
+/// All that a node may ask for, with a name for people: every artifact, its chunk index, and an image's listing.
 fn contents(manifest: &ReleaseManifest) -> impl Iterator<Item = (String, ArtifactRef)> {
     manifest.artifacts.iter().flat_map(|artifact| {
         let index = artifact.chunks.map(|chunks| (format!("the chunk index of {}", artifact.name), chunks));
-        index.into_iter().chain([(artifact.name.clone(), artifact.content)])
+        let listing = artifact.listing.map(|listing| (format!("the listing of {}", artifact.name), listing));
+        index.into_iter().chain(listing).chain([(artifact.name.clone(), artifact.content)])
     })
 }
 

@@ -58,7 +58,7 @@ fn images(folder: &Path) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, &content).unwrap();
         let content = ArtifactRef { sha256: Digest::of(content.as_bytes()), size: content.len() as u64 };
-        ReleaseArtifact { role, name: name.to_owned(), content, chunks: None }
+        ReleaseArtifact { role, name: name.to_owned(), content, chunks: None, listing: None }
     };
     let manifest = ReleaseManifest {
         version: 1,
@@ -707,4 +707,125 @@ fn slivers_are_reached_by_the_keys_that_central_knows() {
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["copied"], 1);
     assert_eq!(fs::read_to_string(folder.join("back:again")).unwrap(), "content");
     assert_ne!(output(slice("cp", "n1:nothing|.")).0, 0);
+}
+
+/// A program called `mmdebstrap` that packs the folder `tree`, unless it is to be root.
+fn mmdebstrap(folder: &Path) {
+    fs::create_dir_all(folder.join("bin")).unwrap();
+    fs::create_dir_all(folder.join("tree/etc")).unwrap();
+    fs::write(folder.join("tree/etc/hostname"), "sliver\n").unwrap();
+    let script = r#"#!/bin/sh
+        case "$*" in *--mode=root*) echo "root is not allowed" >&2; exit 1;; esac
+        for word; do last="$tar" tar="$suite" suite="$word"; done
+        echo "$*" > said
+        tar --numeric-owner --mtime=@$SOURCE_DATE_EPOCH -cf "$tar" -C tree ."#;
+    let program = folder.join("bin/mmdebstrap");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn images_are_built_from_packages() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    mmdebstrap(folder);
+    let build = |out: &str, path: &str| {
+        let line =
+            format!("image build debian --suite trixie --include a,b --mirror m --date 2026-01-31 -o {out} --json");
+        command(folder, &line).env("PATH", path).output().unwrap()
+    };
+    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
+    let built = build("one.tar.zst", &path);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let value: Value = serde_json::from_slice(&built.stdout).unwrap();
+    assert_eq!((&value["content"]["files"], &value["format"]), (&json!(1), &json!("archive")));
+    let said = fs::read_to_string(folder.join("said")).unwrap();
+    assert!(
+        said.contains(",a,b ") && said.trim_end().ends_with("tree.tar m") && said.contains("Valid-Until"),
+        "{said}"
+    );
+    assert!(build("two.tar.zst", &path).status.success());
+    assert_eq!(fs::read(folder.join("one.tar.zst")).unwrap(), fs::read(folder.join("two.tar.zst")).unwrap());
+    assert!(!build("two.tar.zst", &path).status.success());
+    let missing = build("three.tar.zst", "/nonexistent");
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("apt install mmdebstrap"));
+    let left: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+
+    let inspected = check(folder, "image inspect --entries one.tar.zst", 0);
+    let entries: Vec<_> = inspected["entries"].as_array().unwrap().iter().map(|e| e["path"].clone()).collect();
+    assert_eq!(entries, ["etc", "etc/hostname"]);
+    assert!(inspected["listing"]["size"].as_u64().unwrap() > 50);
+    assert_eq!(check(folder, "image verify one.tar.zst two.tar.zst", 0)[0]["fault"], Value::Null);
+    let mut damaged = fs::read(folder.join("one.tar.zst")).unwrap();
+    damaged.truncate(damaged.len() - 20);
+    fs::write(folder.join("two.tar.zst"), damaged).unwrap();
+    check(folder, "image verify one.tar.zst two.tar.zst", 1);
+}
+
+#[test]
+fn central_keeps_what_is_needed() {
+    let base = tempfile::tempdir().unwrap();
+    let folder = base.path();
+    let central = Served::start(folder);
+    let run = |line: &str, status| check(folder, &format!("{line} --central {}", central.url), status);
+    let ok = |line: &str| run(line, 0);
+    images(folder);
+    fs::write(folder.join("user.pub"), "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA user@home\n").unwrap();
+    ok("keys new --out release.key");
+    let publish = |name: &str, file: &str| {
+        fs::create_dir_all(folder.join(name)).unwrap();
+        fs::write(folder.join(name).join(file), name).unwrap();
+        ok(&format!("image import {name} --out {name}.tar.zst"));
+        ok(&format!("release assemble --images images --image own={name}.tar.zst --out {name}.release"));
+        ok(&format!("release sign --key release.key {name}.release/manifest.json"));
+        let record = ok(&format!("release publish {name}.release/manifest.signed"));
+        record["envelope"]["sha256"].as_str().unwrap().to_owned()
+    };
+    let one = publish("one", "first");
+    ok("slice add demo/own --image own --key user.pub");
+    let listed = ok("image list");
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!((&listed[1]["name"], &listed[1]["slices"]), (&json!("own"), &json!(["demo/own"])));
+    assert_eq!(run(&format!("release retire {one}"), 3)["error"], "in-use");
+    let two = publish("two", "second");
+    assert_eq!(ok("image inspect own")["summary"]["files"], 1);
+    assert_eq!(ok("image verify own")[0]["fault"], Value::Null);
+    run("image inspect other", 1);
+
+    // Nothing goes while a release names it, and nothing that is new.
+    fs::write(folder.join("stray"), "stray").unwrap();
+    let stray = Digest::of(b"stray").to_string();
+    let artifacts = folder.join("data/artifacts");
+    fs::copy(folder.join("stray"), artifacts.join(&stray)).unwrap();
+    let unused = |line: &str| -> Vec<String> {
+        let artifacts = ok(line)["unused"].as_array().unwrap().clone();
+        artifacts.iter().map(|a| a["sha256"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(unused("image gc").is_empty());
+    assert_eq!(unused("image gc --older-than 0s"), [stray.clone()]);
+    assert!(artifacts.join(&stray).exists());
+    assert_eq!(unused("image gc --older-than 0s --remove"), [stray.clone()]);
+    assert!(!artifacts.join(&stray).exists());
+
+    // With the first release go its manifest, image, chunk index and listing. Everything else is the second's too.
+    let first = ok("release list")[1]["manifest"]["artifacts"][3].clone();
+    ok(&format!("release retire {one}"));
+    assert_eq!(run(&format!("release retire {one}"), 3)["error"], "not-found");
+    assert_eq!(run(&format!("release retire {two}"), 3)["error"], "in-use");
+    let mut expect: Vec<_> =
+        ["ref", "chunks", "listing"].map(|part| first[part]["sha256"].as_str().unwrap().to_owned()).into();
+    expect.push(one);
+    expect.sort();
+    assert_eq!(unused("image gc --older-than 0s --remove"), expect);
+    assert!(unused("image gc --older-than 0s").is_empty());
+
+    // A disk that rots.
+    assert_eq!(ok("image verify own")[0]["fault"], Value::Null);
+    let listing = ok("release list")[0]["manifest"]["artifacts"][3]["listing"]["sha256"].as_str().unwrap().to_owned();
+    let path = artifacts.join(listing);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    run("image verify own", 1);
 }

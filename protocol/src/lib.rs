@@ -18,6 +18,7 @@ mod extras;
 mod json;
 mod key;
 mod layer;
+mod listing;
 mod node_config;
 mod recovery;
 mod release;
@@ -42,6 +43,7 @@ pub use layer::{
     EXPORT_FORMAT, EXPORT_LAYER, EXPORT_MANIFEST, ExportManifest, LayerSize, LayerTask, LayerTaskError, Snapshot,
     SnapshotName, SnapshotNameError,
 };
+pub use listing::{Frame, Listing, ListingError};
 pub use node_config::{
     Addressing, Central, DiskRule, Install, Network, NodeConfig, NodeConfigError, StaticAddress, is_node_id,
 };

@@ -8,6 +8,7 @@ use crate::{
     artifact::ArtifactRef,
     envelope::{Envelope, EnvelopeError, MAX_PAYLOAD, PayloadType, TrustRoot},
     json::{self, JsonError},
+    sliver::ImageRef,
 };
 
 /// What a release consists of. Signed as [`PayloadType::ReleaseManifest`].
@@ -52,6 +53,16 @@ pub struct ReleaseArtifact {
     /// fetched again.
     #[serde(default)]
     pub chunks: Option<ArtifactRef>,
+    /// Of a reference image, its [`crate::Listing`], with which a node that has most of its files fetches the others only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<ArtifactRef>,
+}
+
+impl ReleaseArtifact {
+    /// As a reference image for slivers.
+    pub fn image(&self) -> ImageRef {
+        ImageRef { name: self.name.clone(), content: self.content, listing: self.listing }
+    }
 }
 
 /// What an artifact is for.

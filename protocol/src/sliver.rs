@@ -90,6 +90,9 @@ pub struct ImageRef {
     /// The archive it is unpacked from.
     #[serde(rename = "ref")]
     pub content: ArtifactRef,
+    /// Its [`crate::Listing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<ArtifactRef>,
 }
 
 /// What is wanted of a sliver's life. The default is that it runs.

@@ -157,6 +157,17 @@ impl Client {
         Ok(Answer { bytes: self.read_all(path, response, limit)?, notice, date })
     }
 
+    /// `POST` of raw bytes that is answered with a stream of at most `limit` bytes. What it yields is unproven.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn post_for_stream(&self, path: &str, mut bytes: &[u8], limit: u64) -> Result<ArtifactStream, TransportError> {
+        let response = self.run(Method::POST, path, SendBody::from_reader(&mut bytes))?;
+        let expected = response.body().content_length().unwrap_or(limit);
+        let reader = response.into_body().into_with_config().limit(limit).reader();
+        Ok(ArtifactStream { url: self.url(path), reader, received: 0, expected })
+    }
+
     /// `GET` of bytes, at most `limit` of them.
     ///
     /// # Errors

@@ -51,13 +51,30 @@ const LAYERS: [(&str, &[&str]); 20] = [
             "orrery-transport",
         ],
     ),
-    ("orrery-central", &["orrery-central-api", "orrery-protocol", "orrery-transport"]),
+    ("orrery-central", &["orrery-central-api", "orrery-image-store", "orrery-protocol", "orrery-transport"]),
     (
         "orrery",
-        &["orrery-central-api", "orrery-image-builder", "orrery-image-source", "orrery-protocol", "orrery-transport"],
+        &[
+            "orrery-central-api",
+            "orrery-image-builder",
+            "orrery-image-source",
+            "orrery-image-store",
+            "orrery-protocol",
+            "orrery-transport",
+        ],
     ),
     ("guest-probe", &["orrery-sys"]),
-    ("xtask", &["orrery-central-api", "orrery-image-builder", "orrery-installer", "orrery-protocol", "orrery-qemu"]),
+    (
+        "xtask",
+        &[
+            "orrery-central-api",
+            "orrery-image-builder",
+            "orrery-image-store",
+            "orrery-installer",
+            "orrery-protocol",
+            "orrery-qemu",
+        ],
+    ),
 ];
 /// The one crate that may hold unsafe code.
 const UNSAFE_FOLDER: &str = "sys/";

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub use enrolment::{EnrolmentRecord, EnrolmentStanding, NewEnrolment, TokenUse};
 pub use peek::{Peeked, peek};
 pub use records::{
-    GroupChange, KeyRecord, LogRecord, NewKey, OnceRecord, RebootAsked, RootRecord, checked_groups, token_digest,
+    ArtifactRecord, GroupChange, KeyRecord, LogRecord, NewKey, OnceRecord, RebootAsked, RootRecord, checked_groups,
+    token_digest,
 };
 
 /// `POST /v1/nodes`: a node to be known from now on.

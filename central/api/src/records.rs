@@ -81,6 +81,19 @@ pub struct RootRecord {
     pub update: TrustUpdate,
 }
 
+/// An artifact that central has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRecord {
+    /// SHA-256 of the content.
+    pub sha256: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// When it was stored, in Unix seconds.
+    pub stored: u64,
+    /// What names it, for people. None: it may be removed.
+    pub uses: Vec<String>,
+}
+
 /// Groups in order and each once, if all can name one.
 ///
 /// # Errors

@@ -198,6 +198,13 @@ pub(crate) fn report(db: &mut Connection, id: &str, events: &[Event], now: u64) 
     Ok((state != before).then_some(state))
 }
 
+/// What each node said of itself last.
+pub(crate) fn statuses(db: &Connection) -> rusqlite::Result<Vec<(String, NodeStatus)>> {
+    db.prepare("SELECT id, status FROM nodes WHERE status IS NOT NULL ORDER BY id")?
+        .query_map([], |row| Ok((row.get(0)?, from_json(row, 1)?)))?
+        .collect()
+}
+
 /// Notes a status.
 pub(crate) fn status(db: &Connection, id: &str, status: &NodeStatus, now: u64) -> rusqlite::Result<()> {
     let sql = "UPDATE nodes SET status = ?2, run_level = ?3, last_seen = ?4 WHERE id = ?1";

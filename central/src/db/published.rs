@@ -1,7 +1,7 @@
 //! Signed documents: releases and boot scripts.
 
 use orrery_central_api::{ReleaseRecord, ScriptRecord};
-use orrery_protocol::{ArtifactRef, BootScript, Digest, ImageRef, ReleaseManifest, ScriptKind};
+use orrery_protocol::{ArtifactRef, BootScript, Digest, ImageRef, ReleaseManifest, ScriptKind, SliceName};
 use rusqlite::{Connection, Row};
 
 use super::{from_json, from_word, to_json};
@@ -33,6 +33,51 @@ pub(crate) fn releases(db: &Connection) -> rusqlite::Result<Vec<ReleaseRecord>> 
         .collect()
 }
 
+/// Why a release is not retired.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Needed {
+    /// There is none.
+    Unknown,
+    /// A script that has not expired names it.
+    Script {
+        /// The script's kind.
+        kind: ScriptKind,
+        /// Its serial.
+        serial: u64,
+    },
+    /// New slivers of a slice would start from another image without it.
+    Slice {
+        /// The slice.
+        slice: SliceName,
+        /// The image's name.
+        image: String,
+    },
+}
+
+/// Forgets a release that nothing needs.
+pub(crate) fn retire(db: &mut Connection, sha256: &Digest, now: u64) -> rusqlite::Result<Result<(), Needed>> {
+    let transaction = db.transaction()?;
+    let mut slices = Vec::new();
+    for record in super::slices::list(&transaction)? {
+        let image = image(&transaction, &record.spec.image)?;
+        slices.push((record, image));
+    }
+    if transaction.execute("DELETE FROM releases WHERE sha256 = ?1", [sha256.to_string()])? == 0 {
+        return Ok(Err(Needed::Unknown));
+    }
+    let naming = |script: &&ScriptRecord| script.expires > now && script.release.is_some_and(|r| r.sha256 == *sha256);
+    if let Some(ScriptRecord { kind, serial, .. }) = scripts(&transaction)?.iter().find(naming) {
+        return Ok(Err(Needed::Script { kind: *kind, serial: *serial }));
+    }
+    for (record, before) in slices {
+        if image(&transaction, &record.spec.image)? != before {
+            return Ok(Err(Needed::Slice { slice: record.slice, image: record.spec.image }));
+        }
+    }
+    transaction.commit()?;
+    Ok(Ok(()))
+}
+
 /// Whether a release was published.
 pub(crate) fn has_release(db: &Connection, envelope: &ArtifactRef) -> rusqlite::Result<bool> {
     db.prepare("SELECT 1 FROM releases WHERE sha256 = ?1 AND size = ?2")?
@@ -44,7 +89,7 @@ pub(crate) fn has_release(db: &Connection, envelope: &ArtifactRef) -> rusqlite::
 pub(crate) fn image(db: &Connection, name: &str) -> rusqlite::Result<Option<ImageRef>> {
     for release in releases(db)? {
         if let Some(image) = release.manifest.images().find(|image| image.name == name) {
-            return Ok(Some(ImageRef { name: image.name.clone(), content: image.content }));
+            return Ok(Some(image.image()));
         }
     }
     Ok(None)

@@ -83,7 +83,7 @@ pub(crate) fn make_images() -> Result<Vec<ImageRef>> {
         let content = ArtifactRef { sha256: Digest::of(&archive), size: archive.len() as u64 };
         let path = Path::new(paths::INCOMING).join(content.sha256.to_string());
         fs::write(&path, &archive).with_context(|| format!("writing {}", path.display()))?;
-        images.push(ImageRef { name: format!("image{image}"), content });
+        images.push(ImageRef { name: format!("image{image}"), content, listing: None });
     }
     rustix::fs::sync();
     Ok(images)

@@ -155,7 +155,7 @@ fn change_store(host: &Arc<LinuxHost>, store: &Store, Order { op, images, .. }: 
     let digest = &image.content.sha256;
     match op {
         Op::Import { .. } => {
-            host.unpack_ahead(&image.name, &image.content);
+            host.images().unpack_ahead(image);
             ensure!(store.tree(digest).is_some(), "the image was not unpacked");
         }
         Op::Remove { .. } => store.remove(digest)?,

@@ -10,6 +10,7 @@
 //! Not done here: fetching images from registries, and compressing what comes out.
 
 mod container;
+mod entries;
 mod error;
 mod folder;
 mod manifest;
@@ -27,13 +28,13 @@ use orrery_image_store::{ImportError, Metadata};
 use orrery_protocol::RunConfig;
 use serde::Serialize;
 
-pub use crate::error::SourceError;
 use crate::{
     container::Container,
     manifest::{LAYOUT, LayerPart, Parts},
     stream::{Compression, Hashing, Part, decompress},
     tree::{Tree, Whiteouts},
 };
+pub use crate::{entries::Item, error::SourceError};
 
 /// Where an image says how it is to be run. In the tree, so that it goes wherever the image goes, under the same digest and
 /// signature, and is there for whoever is in the sliver. A node reads it only for a service that is asked for.

@@ -46,6 +46,22 @@ pub enum ImportError {
         /// What was read.
         found: Digest,
     },
+    /// An object that came by its listing is another.
+    #[error("{} came with digest {found}, the image's listing has {expected}", path.display())]
+    WrongObject {
+        /// The file's name in the image.
+        path: PathBuf,
+        /// What the listing has.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// An object went away while it was needed, with the last other image that had it.
+    #[error("the object of {} is gone", path.display())]
+    Gone {
+        /// The file's name in the image.
+        path: PathBuf,
+    },
     /// No space, inodes or quota left on the file system.
     #[error("the disk is full, writing {}", path.display())]
     DiskFull {

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use orrery_protocol::{Digest, Sha256};
+use orrery_protocol::{Digest, Listing, Sha256};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid},
     io::Errno,
@@ -18,6 +18,7 @@ use crate::{
     ImportError, Lock, Store, StoreError,
     archive::{Archive, Entry, Kind, PATH_BYTES, display, read_up_to},
     directories::{Directories, components},
+    listing,
     object::{self, Metadata},
 };
 
@@ -92,7 +93,30 @@ impl Store {
         limit: u64,
         lock: &Lock,
     ) -> Result<Imported, ImportError> {
-        let result = self.fill_tree(reader, image, limit, lock);
+        self.make_tree(image, lock, |import| import.unpack_proven(reader, image, limit))
+    }
+
+    /// Makes a tree by its listing, from objects that are in the store or in the directory `fetched`.
+    pub(crate) fn assemble(
+        &self,
+        image: &Digest,
+        listing: &Listing<'_>,
+        limit: u64,
+        fetched: &OwnedFd,
+    ) -> Result<Imported, ImportError> {
+        let lock = self.blocking_lock()?;
+        self.clean(&lock)?;
+        self.make_tree(image, &lock, |import| import.unpack_listed(listing, limit, fetched))
+    }
+
+    /// Makes a tree and fills it. There is either all of it in the end, or nothing.
+    fn make_tree(
+        &self,
+        image: &Digest,
+        lock: &Lock,
+        fill: impl FnOnce(&mut Import) -> Result<(), ImportError>,
+    ) -> Result<Imported, ImportError> {
+        let result = self.fill_tree(image, lock, fill);
         if result.is_err() {
             // What remains is removed when the store is used next; the cause is what the caller needs.
             let _ = self.clean(lock);
@@ -101,27 +125,16 @@ impl Store {
     }
 
     /// May leave an unfinished tree.
-    fn fill_tree(&self, reader: impl Read, image: &Digest, limit: u64, lock: &Lock) -> Result<Imported, ImportError> {
+    fn fill_tree(
+        &self,
+        image: &Digest,
+        lock: &Lock,
+        fill: impl FnOnce(&mut Import) -> Result<(), ImportError>,
+    ) -> Result<Imported, ImportError> {
         let partial = self.partial_path(image);
         fs::create_dir(&partial).map_err(StoreError::at("making directory", &partial))?;
         let mut import = Import::new(&self.root, &partial)?;
-
-        let mut source = Hashing { reader, hasher: Sha256::new() };
-        let mut start = Vec::new();
-        source.by_ref().take(ZSTD_MAGIC.len() as u64).read_to_end(&mut start).map_err(ImportError::Reading)?;
-        let compressed = start == ZSTD_MAGIC;
-        let stream = io::Cursor::new(start).chain(&mut source);
-        if compressed {
-            let mut decoder = zstd::Decoder::new(stream).map_err(ImportError::Reading)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(ImportError::Reading)?;
-            import.unpack(decoder, limit)?;
-        } else {
-            import.unpack(BufReader::with_capacity(1 << 16, stream), limit)?;
-        }
-        let found = source.hasher.finish();
-        if found != *image {
-            return Err(ImportError::WrongDigest { expected: *image, found });
-        }
+        fill(&mut import)?;
         import.finish_directories()?;
 
         // Everything has to be on the disk before the name says so. One call instead of one for each file.
@@ -178,16 +191,55 @@ impl Import {
         })
     }
 
+    /// Unpacks every entry of an archive, plain or compressed, whose digest must be `image`.
+    fn unpack_proven(&mut self, reader: impl Read, image: &Digest, limit: u64) -> Result<(), ImportError> {
+        let mut source = Hashing { reader, hasher: Sha256::new() };
+        let mut start = Vec::new();
+        source.by_ref().take(ZSTD_MAGIC.len() as u64).read_to_end(&mut start).map_err(ImportError::Reading)?;
+        let compressed = start == ZSTD_MAGIC;
+        let stream = io::Cursor::new(start).chain(&mut source);
+        if compressed {
+            let mut decoder = zstd::Decoder::new(stream).map_err(ImportError::Reading)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(ImportError::Reading)?;
+            self.unpack(decoder, limit)?;
+        } else {
+            self.unpack(BufReader::with_capacity(1 << 16, stream), limit)?;
+        }
+        let found = source.hasher.finish();
+        if found == *image { Ok(()) } else { Err(ImportError::WrongDigest { expected: *image, found }) }
+    }
+
     /// Unpacks every entry and reads `stream` to its end.
     fn unpack(&mut self, stream: impl Read, limit: u64) -> Result<(), ImportError> {
         let mut archive = Archive::new(stream, limit);
         while let Some(entry) = archive.next()? {
-            self.entry(entry)?;
+            self.entry(entry, |import, last, entry| import.file(last, entry))?;
         }
         archive.finish()
     }
 
-    fn entry(&mut self, entry: Entry<'_, impl Read>) -> Result<(), ImportError> {
+    /// Makes every entry of a listed archive, of objects that are in the store or in the directory `fetched`.
+    fn unpack_listed(&mut self, listing: &Listing<'_>, limit: u64, fetched: &OwnedFd) -> Result<(), ImportError> {
+        let mut objects = listing.objects().iter();
+        let mut archive = listing::skeleton(listing, limit)?;
+        while let Some(entry) = archive.next()? {
+            let id = if entry.kind == Kind::File { objects.next() } else { None };
+            self.entry(entry, |import, last, entry| {
+                let path = display(&entry.name);
+                let reason = "the listing has no object for it";
+                let id = id.ok_or(ImportError::Malformed { path, reason })?;
+                import.object(last, id, &entry, fetched)
+            })?;
+        }
+        archive.finish()
+    }
+
+    /// Makes an entry; `file` makes regular files, in the directory entered last.
+    fn entry<R: Read>(
+        &mut self,
+        entry: Entry<'_, R>,
+        file: impl FnOnce(&mut Self, &[u8], Entry<'_, R>) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
         let name = entry.name.clone();
         let parts = components(&name)?;
         if entry.kind == Kind::Directory {
@@ -200,7 +252,7 @@ impl Import {
             Kind::Device(_) => self.imported.skipped_devices += 1,
             Kind::File => {
                 self.parents(parents)?;
-                self.file(last, entry)?;
+                file(self, last, entry)?;
             }
             Kind::Symlink(target) => {
                 self.parents(parents)?;
@@ -278,6 +330,32 @@ impl Import {
                 self.keep_temporary(&object::name(&id, 0)).map_err(failed)?;
                 self.link(&id, last).map_err(failed)?;
             }
+        }
+        self.imported.files += 1;
+        self.imported.bytes += entry.size;
+        Ok(())
+    }
+
+    /// Links a listed object, which becomes one of the store's if it is none yet.
+    fn object<R>(
+        &mut self,
+        last: &[u8],
+        id: &Digest,
+        entry: &Entry<'_, R>,
+        fetched: &OwnedFd,
+    ) -> Result<(), ImportError> {
+        let failed = |error| place(&entry.name, error);
+        if self.link(id, last).map_err(failed)? {
+            self.imported.shared += 1;
+        } else {
+            let name = object::name(id, 0);
+            // Not moved: what was fetched is there until the tree is complete.
+            let link = || rustix::fs::linkat(fetched, id.to_string(), &self.objects, &name, AtFlags::empty());
+            match with_directory(&self.objects, &name, link) {
+                Err(Errno::NOENT) => return Err(ImportError::Gone { path: display(&entry.name) }),
+                other => other.map_err(|errno| failed(errno.into()))?,
+            }
+            self.link(id, last).map_err(failed)?;
         }
         self.imported.files += 1;
         self.imported.bytes += entry.size;
@@ -427,7 +505,7 @@ pub fn put_sparse(file: &mut File, piece: &[u8]) -> io::Result<()> {
 }
 
 /// A new file that only its maker may read for now.
-fn create(directory: &OwnedFd, name: &str) -> io::Result<File> {
+pub(crate) fn create(directory: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     Ok(with_directory(directory, name, || rustix::fs::openat(directory, name, flags, mode))?.into())
@@ -441,8 +519,11 @@ fn with_directory<T>(
 ) -> rustix::io::Result<T> {
     match (attempt(), name.split_once('/')) {
         (Err(Errno::NOENT), Some((directory, _))) => {
-            rustix::fs::mkdirat(objects, directory, Mode::RWXU)?;
-            attempt()
+            match rustix::fs::mkdirat(objects, directory, Mode::RWXU) {
+                // It is not for want of it.
+                Err(Errno::EXIST) => Err(Errno::NOENT),
+                made => made.and_then(|()| attempt()),
+            }
         }
         (other, _) => other,
     }

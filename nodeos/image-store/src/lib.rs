@@ -1,8 +1,8 @@
 //! Content-addressed object store and hard-linked image trees.
 //!
 //! A store is a directory with `objects/<2 digits>/<digest>`, one file for each different content and metadata;
-//! `trees/<digest of the archive>`, one unpacked image each, whose regular files are hard links to objects; and
-//! `tmp`. Images, and versions of an image, thus share what they have in common.
+//! `trees/<digest of the archive>`, one unpacked image each, whose regular files are hard links to objects;
+//! `fetched/<digest of the archive>`, objects of an image that is not complete yet; and `tmp`. Images, and versions of an image, thus share what they have in common.
 //!
 //! A tree is whole or absent, also after a power cut: it is filled under another name, everything is written out,
 //! and only then is it renamed. Leftovers go when the store is opened, and with them every object that no tree
@@ -14,7 +14,9 @@
 pub mod archive;
 mod directories;
 mod error;
+mod fetch;
 mod import;
+mod listing;
 mod object;
 #[cfg(test)]
 mod tests;
@@ -30,10 +32,13 @@ use std::{
 use orrery_protocol::Digest;
 use rustix::{fs::FlockOperation, io::Errno};
 
+use crate::fetch::FETCHED;
 pub use crate::{
     directories::{DEPTH, Directories, components},
     error::{ImportError, StoreError},
+    fetch::{Fetched, Supply},
     import::{Imported, put_sparse},
+    listing::{list, lists, write_contents},
     object::{Examined, Metadata},
 };
 
@@ -59,7 +64,7 @@ impl Store {
     /// # Errors
     /// When a directory cannot be made, or a leftover not be removed.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        for (name, mode) in [("", 0o700), ("objects", 0o700), ("trees", 0o755), ("tmp", 0o700)] {
+        for (name, mode) in [("", 0o700), ("objects", 0o700), ("trees", 0o755), ("tmp", 0o700), (FETCHED, 0o700)] {
             let path = root.join(name);
             if !path.is_dir() {
                 fs::create_dir_all(&path).map_err(StoreError::at("making directory", &path))?;
@@ -86,9 +91,7 @@ impl Store {
     /// # Errors
     /// When the directory of trees cannot be read.
     pub fn images(&self) -> Result<Vec<Digest>, StoreError> {
-        let names = list(&self.root.join("trees"))?;
-        let mut images: Vec<Digest> =
-            names.iter().filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect();
+        let mut images: Vec<Digest> = digests(&self.root.join("trees"))?.into_iter().map(|(image, _)| image).collect();
         images.sort_by_key(|image| image.0);
         Ok(images)
     }
@@ -112,6 +115,30 @@ impl Store {
         }
     }
 
+    /// Removes all images, and all that was fetched of one, that are not `wanted`, with the objects that no other has. Returns the
+    /// images that are gone. What still runs on one must be stopped first.
+    ///
+    /// # Errors
+    /// As for [`remove`](Self::remove).
+    pub fn retain(&self, wanted: impl Fn(&Digest) -> bool) -> Result<Vec<Digest>, StoreError> {
+        let lock = self.blocking_lock()?;
+        self.clean(&lock)?;
+        let mut gone = self.images()?;
+        gone.retain(|image| !wanted(image));
+        for image in &gone {
+            let tree = self.tree_path(image);
+            fs::rename(&tree, self.partial_path(image)).map_err(StoreError::at("removing tree", &tree))?;
+        }
+        for (image, path) in digests(&self.root.join(FETCHED))? {
+            if !wanted(&image) && !fetch::in_use(&path)? {
+                // What is cleaned away as an unfinished tree is not forgotten half-way.
+                fs::rename(&path, self.partial_path(&image)).map_err(StoreError::at("removing", &path))?;
+            }
+        }
+        self.clean(&lock)?;
+        Ok(gone)
+    }
+
     /// Reads all regular files of an image again and returns those whose content or metadata is not what it was, or that the disk
     /// does not give any more, as paths in the tree. Their objects are taken out of the store, so that
     /// [`repair`](Self::repair) replaces them. Missing files are not noticed.
@@ -130,7 +157,7 @@ impl Store {
         let mut damaged = Vec::new();
         let mut pending = vec![tree.clone()];
         while let Some(directory) = pending.pop() {
-            for path in list(&directory)? {
+            for path in paths(&directory)? {
                 let stat = fs::symlink_metadata(&path).map_err(StoreError::at("examining", &path))?;
                 if stat.is_dir() {
                     pending.push(path);
@@ -168,7 +195,7 @@ impl Store {
         }
         let Some(directory) = first.parent().filter(|directory| directory.is_dir()) else { return Ok(false) };
         let id = id.to_string();
-        Ok(list(directory)?.iter().any(|path| path.file_stem().is_some_and(|stem| *stem == *id) && same(path)))
+        Ok(paths(directory)?.iter().any(|path| path.file_stem().is_some_and(|stem| *stem == *id) && same(path)))
     }
 
     fn tree_path(&self, image: &Digest) -> PathBuf {
@@ -206,14 +233,20 @@ impl Store {
     /// Removes unfinished trees, temporary files, and all objects of no tree if there were any of those. The
     /// unfinished tree's directory itself goes last: while it is there, an interrupted cleaning is taken up again.
     fn clean(&self, _lock: &Lock) -> Result<(), StoreError> {
-        let mut leftovers = list(&self.root.join("trees"))?;
+        let mut leftovers = paths(&self.root.join("trees"))?;
         leftovers.retain(|path| path.to_str().is_some_and(|path| path.ends_with(PARTIAL)));
-        for path in leftovers.iter().map(|tree| list(tree)).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
+        for path in leftovers.iter().map(|tree| paths(tree)).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
             let removed =
                 if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
             removed.map_err(StoreError::at("removing", path))?;
         }
-        for path in list(&self.root.join("tmp"))? {
+        for (image, path) in digests(&self.root.join(FETCHED))? {
+            // Its objects are all in the tree.
+            if self.tree(&image).is_some() && !fetch::in_use(&path)? {
+                fs::remove_dir_all(&path).map_err(StoreError::at("removing", &path))?;
+            }
+        }
+        for path in paths(&self.root.join("tmp"))? {
             fs::remove_file(&path).map_err(StoreError::at("removing", &path))?;
         }
         if !leftovers.is_empty() {
@@ -226,8 +259,8 @@ impl Store {
     }
 
     fn remove_objects(&self, condemned: impl Fn(&fs::Metadata) -> bool) -> Result<(), StoreError> {
-        for directory in list(&self.root.join("objects"))? {
-            for path in list(&directory)? {
+        for directory in paths(&self.root.join("objects"))? {
+            for path in paths(&directory)? {
                 let stat = fs::symlink_metadata(&path).map_err(StoreError::at("examining", &path))?;
                 if condemned(&stat) {
                     fs::remove_file(&path).map_err(StoreError::at("removing", &path))?;
@@ -238,8 +271,14 @@ impl Store {
     }
 }
 
+/// What is in a directory and named by a digest.
+fn digests(directory: &Path) -> Result<Vec<(Digest, PathBuf)>, StoreError> {
+    let named = |path: PathBuf| Some((path.file_name()?.to_str()?.parse().ok()?, path));
+    Ok(paths(directory)?.into_iter().filter_map(named).collect())
+}
+
 /// The paths of all that is in a directory.
-fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+fn paths(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
         .map_err(StoreError::at("listing", directory))

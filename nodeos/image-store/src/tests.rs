@@ -16,14 +16,14 @@ use tempfile::TempDir;
 
 use crate::{ImportError, Imported, Store};
 
-const LIMIT: u64 = 1 << 30;
-const DIRECTORY: EntryType = EntryType::Directory;
-const FILE: EntryType = EntryType::Regular;
-const SYMLINK: EntryType = EntryType::Symlink;
-const LINK: EntryType = EntryType::Link;
+pub(crate) const LIMIT: u64 = 1 << 30;
+pub(crate) const DIRECTORY: EntryType = EntryType::Directory;
+pub(crate) const FILE: EntryType = EntryType::Regular;
+pub(crate) const SYMLINK: EntryType = EntryType::Symlink;
+pub(crate) const LINK: EntryType = EntryType::Link;
 
 /// A name, its type, and its content or what it links to.
-type Member<'a> = (&'a str, EntryType, &'a str);
+pub(crate) type Member<'a> = (&'a str, EntryType, &'a str);
 
 fn header(kind: EntryType, mode: u32, size: usize) -> tar::Header {
     let mut header = tar::Header::new_gnu();
@@ -37,7 +37,7 @@ fn header(kind: EntryType, mode: u32, size: usize) -> tar::Header {
 }
 
 /// Unlike the tar crate's builder, writes any name.
-fn archive(members: &[Member<'_>]) -> Vec<u8> {
+pub(crate) fn archive(members: &[Member<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, kind, text) in members {
         let content = if *kind == FILE { text.as_bytes() } else { b"" };
@@ -53,7 +53,7 @@ fn archive(members: &[Member<'_>]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn store() -> (TempDir, Store) {
+pub(crate) fn store() -> (TempDir, Store) {
     let directory = TempDir::new().unwrap();
     let store = Store::open(directory.path()).unwrap();
     (directory, store)
@@ -63,7 +63,7 @@ fn import(store: &Store, archive: &[u8]) -> Result<Imported, ImportError> {
     store.import(archive, &Digest::of(archive), LIMIT)
 }
 
-fn objects(root: &Path) -> usize {
+pub(crate) fn objects(root: &Path) -> usize {
     let directories = fs::read_dir(root.join("objects")).unwrap();
     directories.map(|directory| fs::read_dir(directory.unwrap().path()).unwrap().count()).sum()
 }

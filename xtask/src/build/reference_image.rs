@@ -3,8 +3,10 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
-use orrery_image_builder::compress_image;
-use serde::Deserialize;
+use orrery_image_builder::{
+    compress_image,
+    debian::{self, Debian, DebianRecipe},
+};
 
 use crate::{
     apt::{Apt, Freshness},
@@ -24,19 +26,6 @@ pub(crate) const ARCHIVE: &str = "debian.tar.zst";
 pub(crate) const PACKAGES_FILE: &str = "packages.tsv";
 /// Raised when this module changes in a way that changes results.
 const REVISION: &str = "4";
-/// The image's own date, 2020-01-01: no file in it is younger. It does not move with the release's, or every release would change
-/// the header of every file that the build makes, and with it the pieces of the archive they are in.
-const DATE: &str = "1577836800";
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Image {
-    summary: String,
-    packages: Vec<String>,
-    exclude: Vec<String>,
-    include: Vec<String>,
-}
-
 /// Builds the reference image, or finds it built.
 ///
 /// # Errors
@@ -50,9 +39,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Entry> {
 /// # Errors
 /// As [`build`].
 pub(crate) fn build_with(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Entry> {
-    let path = workspace.root.join("packages").join(NAME).join("recipe.toml");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let mut image: Image = toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))?;
+    let mut image = DebianRecipe::reference();
     image.packages.extend(packages.iter().map(|package| (*package).to_owned()));
     let apt = Apt::open(workspace, Freshness::Daily)?;
     let mut inputs = Inputs::default();
@@ -72,28 +59,30 @@ pub(crate) fn build_with(workspace: &Workspace, name: &str, packages: &[&str]) -
     })
 }
 
-fn make_tree(workspace: &Workspace, apt: &Apt, image: &Image, folder: &Path, tar: &Path) -> Result<()> {
+fn make_tree(workspace: &Workspace, apt: &Apt, recipe: &DebianRecipe, folder: &Path, tar: &Path) -> Result<()> {
     let sources = folder.join("build.sources");
     fs::write(&sources, apt.binary_sources()).context("writing mmdebstrap's sources")?;
-    in_some_mode(&workspace.log(NAME)?, |mode| {
-        let mut mmdebstrap = command(image, mode);
-        mmdebstrap.arg(&apt.codename).arg(tar).arg(&sources);
-        mmdebstrap
-    })?;
+    let debian = Debian {
+        recipe: recipe.clone(),
+        suite: apt.codename.clone(),
+        sources: vec![sources.clone().into()],
+        date: debian::DATE,
+        expired: false,
+    };
+    any_of(&workspace.log(NAME)?, debian.commands(tar))?;
     collect_packages(folder, tar)?;
     fs::remove_file(&sources).context("removing mmdebstrap's sources")
 }
 
-/// Runs mmdebstrap as root, or in a user namespace where root may not mount, as in some containers: `command` is told the mode.
+/// Runs commands of mmdebstrap until one does it.
 ///
 /// # Errors
-/// When it fails in every mode that this machine may allow.
-pub(crate) fn in_some_mode(log: &Path, command: impl Fn(&str) -> Command) -> Result<()> {
-    let modes: &[&str] = if rustix::process::geteuid().is_root() { &["root", "unshare"] } else { &["unshare"] };
+/// When none does.
+pub(crate) fn any_of(log: &Path, commands: impl IntoIterator<Item = Command>) -> Result<()> {
     fs::write(log, "").with_context(|| format!("emptying {}", log.display()))?;
     let mut failure = None;
-    for mode in modes {
-        match command::logged(&mut command(mode), log) {
+    for mut mmdebstrap in commands {
+        match command::logged(&mut mmdebstrap, log) {
             Ok(()) => return Ok(()),
             Err(error) => failure = Some(error),
         }
@@ -101,38 +90,6 @@ pub(crate) fn in_some_mode(log: &Path, command: impl Fn(&str) -> Command) -> Res
     let Some(error) = failure else { bail!("no mode of mmdebstrap to try") };
     Err(error.context("making a tree with mmdebstrap"))
 }
-
-fn command(image: &Image, mode: &str) -> Command {
-    let mut command = Command::new("mmdebstrap");
-    command
-        .env("LC_ALL", "C")
-        .env("SOURCE_DATE_EPOCH", DATE)
-        .args(["--variant=minbase", "--components=main", "--format=tar"])
-        .arg(format!("--mode={mode}"))
-        .arg(format!("--include={}", image.packages.join(",")));
-    // In dpkg the last match decides: exclusions stand before inclusions.
-    for pattern in &image.exclude {
-        command.arg(format!("--dpkgopt=path-exclude={pattern}"));
-    }
-    for pattern in &image.include {
-        command.arg(format!("--dpkgopt=path-include={pattern}"));
-    }
-    command.arg("--aptopt=Acquire::Languages \"none\"");
-    // Merged from the start: otherwise a package that merges later comes in, and all of Perl with it.
-    command.arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr");
-    command.args(FINISH.map(|hook| format!("--customize-hook={hook}")));
-    command
-}
-
-/// What a sliver's users get: apt on the distribution's public archive, whatever mirror the build used, and no
-/// trace of this build. apt's own example names the public archive.
-const FINISH: [&str; 5] = [
-    r#"rm -rf "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*"#,
-    r#"cd "$1"/usr/share/doc/apt/examples && if [ -e debian.sources ]; then cp debian.sources "$1"/etc/apt/sources.list.d/; else cp sources.list "$1"/etc/apt/; fi"#,
-    r#"rm -rf "$1"/usr/share/doc/apt/examples "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap "$1"/etc/hostname "$1"/etc/resolv.conf"#,
-    r#"rm -rf "$1"/var/cache/ldconfig/aux-cache "$1"/var/cache/debconf/*-old "$1"/var/log/*.log "$1"/var/log/apt/* "$1"/var/lib/apt/lists/lock"#,
-    r#"ln -sf /proc/mounts "$1"/etc/mtab"#,
-];
 
 /// Notes the packages in the tree with their source packages and licences, from its own files.
 fn collect_packages(folder: &Path, tar: &Path) -> Result<()> {

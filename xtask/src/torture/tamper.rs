@@ -208,8 +208,13 @@ fn script(manifest: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn manifest(artifact: &[u8]) -> Result<Vec<u8>> {
-    let part =
-        |role, name: &str| ReleaseArtifact { role, name: name.into(), content: reference(artifact), chunks: None };
+    let part = |role, name: &str| ReleaseArtifact {
+        role,
+        name: name.into(),
+        content: reference(artifact),
+        chunks: None,
+        listing: None,
+    };
     let manifest = ReleaseManifest {
         version: 1,
         release: "0.1.0".into(),

@@ -72,8 +72,10 @@ pub struct Entry<'a, R> {
     pub size: u64,
     /// Where the content stands in the archive.
     pub position: u64,
+    /// How many bytes of it stand there: those that are in no hole.
+    pub stored: u64,
     /// Reads exactly `size` bytes, or fails.
-    pub content: Content<'a, R>,
+    pub content: Content<Stored<'a, R>>,
 }
 
 /// A tar archive that is read from a stream, up to a limit.
@@ -91,19 +93,27 @@ pub struct Archive<R> {
     /// What is left of an entry's content, and of the padding behind it.
     content: u64,
     padding: u64,
+    /// Whether entries' contents were taken out of what is read.
+    hollow: bool,
 }
 
 impl<R: Read> Archive<R> {
     /// At its beginning. It may have `limit` bytes with its holes.
     pub fn new(stream: R, limit: u64) -> Self {
         let keeps = keeps_attribute;
-        Self { stream, limit, keeps, position: 0, holes: 0, entries: 0, content: 0, padding: 0 }
+        Self { stream, limit, keeps, position: 0, holes: 0, entries: 0, content: 0, padding: 0, hollow: false }
     }
 
     /// With these extended attributes instead of those that belong into an image's tree.
     #[must_use]
     pub fn keeping(self, keeps: fn(&[u8]) -> bool) -> Self {
         Self { keeps, ..self }
+    }
+
+    /// At its beginning, where `stream` lacks the `stored` bytes of each entry. Nothing else is different, least of all where
+    /// things stand; but contents cannot be read.
+    pub(crate) fn hollow(stream: R, limit: u64) -> Self {
+        Self { hollow: true, ..Self::new(stream, limit) }
     }
 
     /// The next entry, or `None` at the end of the archive.
@@ -310,9 +320,13 @@ impl<R: Read> Archive<R> {
             path = sparse.name.or(path);
         }
         name = path.unwrap_or(name);
-        let position = self.position;
-        let content = Content { archive: self, extents: extents.into_iter(), extent: None, at: 0, size };
-        Ok(Entry { name, kind, metadata, skipped_attributes, size, position, content })
+        let (position, stored) = (self.position, self.content);
+        if self.hollow {
+            self.position += stored;
+            self.content = 0;
+        }
+        let content = Content::new(Stored { archive: self }, extents, size);
+        Ok(Entry { name, kind, metadata, skipped_attributes, size, position, stored, content })
     }
 
     /// Reads what an old header of a sparse file says, and the blocks that go on with it. `None`: it makes no sense.
@@ -355,10 +369,27 @@ impl<R: Read> Archive<R> {
     }
 }
 
-/// An entry's content, with the holes of a sparse file read as zeros.
+/// The stored bytes of the current entry.
 #[derive(Debug)]
-pub struct Content<'a, R> {
+pub struct Stored<'a, R> {
     archive: &'a mut Archive<R>,
+}
+
+impl<R: Read> Read for Stored<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.archive.content).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let length = self.archive.stream.read(&mut buffer[..room])?;
+        self.archive.content -= length as u64;
+        self.archive.position += length as u64;
+        Ok(length)
+    }
+}
+
+/// A file's content, with the holes of a sparse file read as zeros.
+#[derive(Debug)]
+pub struct Content<R> {
+    /// What is stored of it, one extent after the other.
+    stored: R,
     extents: std::vec::IntoIter<Extent>,
     /// The extent that is read or comes next.
     extent: Option<Extent>,
@@ -366,7 +397,18 @@ pub struct Content<'a, R> {
     size: u64,
 }
 
-impl<R: Read> Read for Content<'_, R> {
+impl<R> Content<R> {
+    pub(crate) fn new(stored: R, extents: Vec<Extent>, size: u64) -> Self {
+        Self { stored, extents: extents.into_iter(), extent: None, at: 0, size }
+    }
+
+    /// Where the stored parts stand in the file.
+    pub(crate) fn extents(&self) -> &[Extent] {
+        self.extents.as_slice()
+    }
+}
+
+impl<R: Read> Read for Content<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.extent.is_none_or(|extent| extent.offset + extent.length <= self.at) {
             self.extent = self.extents.next();
@@ -379,12 +421,10 @@ impl<R: Read> Read for Content<'_, R> {
         let length = match self.extent {
             Some(Extent { offset, length }) if offset <= self.at => {
                 let buffer = &mut buffer[..within(offset + length)];
-                let length = self.archive.stream.read(buffer)?;
+                let length = self.stored.read(buffer)?;
                 if length == 0 && !buffer.is_empty() {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                self.archive.content -= length as u64;
-                self.archive.position += length as u64;
                 length
             }
             hole => {
