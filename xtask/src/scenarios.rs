@@ -9,7 +9,6 @@ mod downloads;
 mod image;
 mod input;
 mod install;
-mod killed;
 mod limits;
 mod login;
 mod machinery;
@@ -116,7 +115,6 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-interruptions", machinery::interruptions),
-    Scenario::full("manager-killed", killed::manager),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
     Scenario::fast("install-bios-pxe", install::bios_pxe),
