@@ -21,10 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main};
-use orrery_sys::{
-    namespace::{Fork, fork},
-    quota,
-};
+use orrery_sys::namespace::{Fork, fork};
 use rustix::{
     process::{DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions},
     thread::ThreadNameSpaceType,
@@ -98,7 +95,6 @@ fn run() -> Result<()> {
     step("an unused sliver has neither process nor mount", || unused(&slivers))?;
     step("suspend and resume", || suspended(&slivers))?;
     step("reset and restart", || reset(&slivers, &image))?;
-    step("limits of an interrupted change", || interrupted(&slivers))?;
     step("start", || Ok(slivers.start("test_one")?))?;
     step("start again", || Ok(slivers.start("test_one")?))?;
     step("identity", || expect(&slivers, "test_one", "id; hostname; cat /proc/self/uid_map", 0, "uid=0(root)"))?;
@@ -385,24 +381,6 @@ fn suspended(slivers: &Slivers) -> Result<()> {
     ensure!(again.start("test_one").is_err(), "started a suspended sliver");
     again.set_suspended("test_one", None)?;
     expect(slivers, "test_one", "rm /count; echo in", 0, "in").map(drop)
-}
-
-/// A node manager that died between writing limits down and putting them in force, or lost the latter with the power.
-fn interrupted(slivers: &Slivers) -> Result<()> {
-    let path = Path::new("/data/slivers/test_two/sliver.json");
-    let before = slivers.get("test_two")?;
-    slivers.start("test_two")?;
-    let mut changed = before.clone();
-    (changed.spec.rspec.cpu_share, changed.spec.rspec.disk_quota) = (77, 48 << 20);
-    fs::write(path, serde_json::to_vec(&changed)?)?;
-    let again = Slivers::open(SliverPaths::default())?;
-    let weight = fs::read_to_string("/sys/fs/cgroup/slivers/test_two/cpu.weight")?;
-    ensure!(weight.trim() == "77", "the weight is {weight}");
-    let data = File::open("/data")?;
-    let project = quota::projects(data.as_fd())?.into_iter().find(|project| project.id == changed.index + 1);
-    ensure!(project.is_some_and(|project| project.limit.bytes == 48 << 20), "the limit is that of {project:?}");
-    again.apply_limits("test_two", before.spec.rspec)?;
-    Ok(again.stop("test_two")?)
 }
 
 /// A sliver that filled its disk and is running is as new after a reset, once for each number.
