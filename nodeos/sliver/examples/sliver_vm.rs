@@ -126,6 +126,9 @@ fn run() -> Result<()> {
     })?;
     step("exit status", || expect(&slivers, "test_one", "exit 42", 42, ""))?;
     step("signal", || expect(&slivers, "test_one", "kill -KILL $$", 137, ""))?;
+    step("a session that is killed takes its command along", || {
+        expect(&slivers, "test_one", "kill -KILL $PPID; exec sleep 1000", 137, "")
+    })?;
     step("terminal", || terminal(&slivers))?;
     step("input", || input(&slivers))?;
 

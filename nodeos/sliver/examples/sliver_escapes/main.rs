@@ -9,6 +9,7 @@
 
 mod attempts;
 mod containers;
+mod nested;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -29,7 +30,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use attempts::{ATTEMPTS, Attempt, NEST, NESTED_ATTEMPTS, Nested, PRELUDE, Proof};
+use attempts::{ATTEMPTS, Attempt, Nested, PRELUDE, Proof};
+use nested::{NEST, NESTED_ATTEMPTS};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Extras, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main};
