@@ -9,7 +9,7 @@ use orrery_qemu::{BootMedium, Disk, DiskBus, Vm, create_disk};
 use super::Bench;
 use crate::{build::reference_image, command, hash};
 
-const DEADLINE: Duration = Duration::from_secs(400);
+const DEADLINE: Duration = Duration::from_secs(900);
 const DISK_BYTES: u64 = 2 << 30;
 
 /// Of the disk that is slow on purpose.
