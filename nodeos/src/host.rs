@@ -112,7 +112,14 @@ impl LinuxHost {
         let mut watch = MemoryWatch::default();
         loop {
             alarm.wait().context("waiting for memory to be short")?;
-            let memory = memory::now()?;
+            let memory = match memory::now() {
+                Ok(memory) => memory,
+                Err(e) => {
+                    tracing::warn!("looking at the node's memory: {e:#}");
+                    thread::sleep(LOOK);
+                    continue;
+                }
+            };
             match watch.judge(Instant::now(), &memory, &self.slivers.memory_held()) {
                 Verdict::Calm => (),
                 Verdict::Tell => report("memory", Outcome::Info, format!("memory is tight: {memory}"), Duration::ZERO),

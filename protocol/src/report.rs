@@ -315,7 +315,7 @@ pub struct SliverStatus {
     pub state: SliverState,
     /// Digest of the image its root starts from.
     pub image: Digest,
-    /// Why it is in state `failed`.
+    /// Why it is in state `failed`, or not as it is wanted.
     #[serde(default)]
     pub error: Option<String>,
 }

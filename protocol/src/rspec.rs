@@ -142,6 +142,7 @@ impl Rspec {
     fn bounds(&self) -> [Bounds; 15] {
         use Zero::{IsANumber, IsNone};
         const PCT: u64 = 100 * CpuSet::CAPACITY as u64;
+        // What a capped sliver has not written yet, others' syncs may have to wait for: the file system has one journal.
         let rate = |field, value| (field, value, MIB..=PIB, IsNone, "1 MiB to 1 PiB a second, or 0");
         let operations = |field, value| (field, value, 10..=1_000_000_000, IsNone, "10 to 1000000000 a second, or 0");
         [

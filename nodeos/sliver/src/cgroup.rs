@@ -8,7 +8,7 @@ use std::{
 };
 
 use orrery_protocol::Rspec;
-use rustix::process::Pid;
+use rustix::{io::Errno, process::Pid};
 
 use crate::{
     disk,
@@ -85,8 +85,12 @@ impl ControlGroup {
             cap => (u64::from(cap) * CPU_PERIOD / 100).to_string(),
         };
         set("cpu.max", &format!("{quota} {CPU_PERIOD}"), "max 100000")?;
-        let cpus = if rspec.cpus.is_empty() && !fresh { self.all_cpus()? } else { rspec.cpus.to_string() };
-        set("cpuset.cpus", &cpus, "")?;
+        let names = |name: &str| !fresh && fs::read_to_string(self.path.join(name)).is_ok_and(|t| !t.trim().is_empty());
+        if !rspec.cpus.is_empty() {
+            self.write("cpuset.cpus", &rspec.cpus.to_string())?;
+        } else if names("cpuset.cpus") {
+            self.write("cpuset.cpus", &self.all_cpus()?)?;
+        }
         set("memory.max", &rspec.mem_limit.to_string(), "max")?;
         // Absent without swap support in the kernel.
         if self.path.join("memory.swap.max").exists() {
@@ -95,8 +99,7 @@ impl ControlGroup {
         set("pids.max", &rspec.pids_limit.to_string(), "max")?;
         set("io.weight", &rspec.io_weight.to_string(), "100")?;
         // The first line in it makes the kernel count for each request to that disk.
-        if disk::is_capped(rspec) || !fresh && fs::read_to_string(self.path.join("io.max")).is_ok_and(|t| !t.is_empty())
-        {
+        if disk::is_capped(rspec) || names("io.max") {
             self.write("io.max", &disk::caps(rspec, &disk()?))?;
         }
         set("cgroup.subtree_control", "+memory +pids", "")?;
@@ -142,6 +145,7 @@ impl ControlGroup {
         match fs::write(&path, weight) {
             // It stopped meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
             result => result.at("writing", &path),
         }
     }

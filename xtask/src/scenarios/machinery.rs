@@ -21,7 +21,7 @@ use crate::{
     workspace::Workspace,
 };
 
-const DEADLINE: Duration = Duration::from_secs(400);
+const DEADLINE: Duration = Duration::from_secs(900);
 const DISK_BYTES: u64 = 2 << 30;
 
 /// Of the disk that is slow on purpose.
