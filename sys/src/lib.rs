@@ -7,4 +7,5 @@ pub mod quota;
 pub mod seccomp;
 pub mod session;
 pub mod spawn;
+pub mod verity;
 pub mod watchdog;

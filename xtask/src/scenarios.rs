@@ -112,6 +112,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("own-image", image::own),
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-machinery", machinery::machinery),
+    Scenario::fast("image-store", machinery::store),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),

@@ -27,10 +27,10 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages and binaries in the images.
 const IMAGE_PROGRAMS: [(&str, &str); 3] =
     [("orrery-init", "init"), ("orrery-bootstage", "orrery-stage"), ("orrery-nodeos", "orrery-nodeos")];
-/// The package with [`VM_TESTS`].
-const VM_TESTS_PACKAGE: &str = "orrery-sliver";
+/// Packages with [`VM_TESTS`].
+const VM_TESTS_PACKAGES: [&str; 2] = ["orrery-sliver", "orrery-image-store"];
 /// Static test programs for a VM, built with the others since they are made of the same crates.
-pub(crate) const VM_TESTS: [&str; 2] = ["sliver_vm", "sliver_escapes"];
+pub(crate) const VM_TESTS: [&str; 3] = ["sliver_vm", "sliver_escapes", "store_vm"];
 /// Programs for the operator's machine.
 const TOOLS: [&str; 2] = ["orrery", "orrery-central"];
 /// The list of crates in the images' programs, kept beside them for the SBOM.
@@ -99,7 +99,9 @@ pub(crate) fn images(workspace: &Workspace) -> Result<Entry> {
         for (package, binary) in IMAGE_PROGRAMS {
             cargo.args(["--package", package, "--bin", binary]);
         }
-        cargo.args(["--package", VM_TESTS_PACKAGE]);
+        VM_TESTS_PACKAGES.iter().for_each(|package| {
+            cargo.args(["--package", package]);
+        });
         VM_TESTS.iter().for_each(|test| {
             cargo.args(["--example", test]);
         });
