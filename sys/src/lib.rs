@@ -9,4 +9,5 @@ pub mod rlimit;
 pub mod seccomp;
 pub mod session;
 pub mod spawn;
+pub mod verity;
 pub mod watchdog;

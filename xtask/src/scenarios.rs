@@ -120,6 +120,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-programs", machinery::programs),
     Scenario::full("sliver-rspec", machinery::rspec),
     Scenario::full("sliver-hogs", machinery::hogs),
+    Scenario::fast("image-store", machinery::store),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-interruptions", machinery::interruptions),
     Scenario::full("manager-killed", killed::manager),

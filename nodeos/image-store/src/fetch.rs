@@ -242,7 +242,8 @@ impl Folder {
             if found != *id {
                 return Err(ImportError::WrongObject { path: display(&entry.name), expected: *id, found });
             }
-            entry.metadata.apply(&file).map_err(failed)?;
+            drop(file);
+            object::finish(&self.directory, PART, entry.size, &entry.metadata).map_err(failed)?;
             rustix::fs::renameat(&self.directory, PART, &self.directory, id.to_string())
                 .map_err(|errno| failed(errno.into()))?;
             kept(id, entry.stored);

@@ -19,7 +19,7 @@ use crate::{
     archive::{Archive, Entry, Kind, PATH_BYTES, display, read_up_to},
     directories::{Directories, components},
     listing,
-    object::{self, Metadata},
+    object::{self, Examined, Metadata},
 };
 
 /// Bytes of directory names and attributes remembered until the end of an import.
@@ -302,11 +302,9 @@ impl Import {
             if self.link(&id, last).map_err(failed)? {
                 self.imported.shared += 1;
             } else {
-                // An incomplete file under its final name does no harm: until the tree is complete, objects
-                // without a tree go with it.
-                let mut object = create(&self.objects, &object::name(&id, 0)).map_err(failed)?;
-                object.write_all(&self.buffer).and_then(|()| entry.metadata.apply(&object)).map_err(failed)?;
-                self.link(&id, last).map_err(failed)?;
+                let mut object = create(&self.temporary, "object").map_err(failed)?;
+                object.write_all(&self.buffer).map_err(failed)?;
+                self.keep(object, &id, &entry.metadata, entry.size, last).map_err(failed)?;
             }
         } else {
             let mut object = create(&self.temporary, "object").map_err(failed)?;
@@ -326,9 +324,7 @@ impl Import {
                     .map_err(|errno| failed(errno.into()))?;
                 self.imported.shared += 1;
             } else {
-                entry.metadata.apply(&object).map_err(failed)?;
-                self.keep_temporary(&object::name(&id, 0)).map_err(failed)?;
-                self.link(&id, last).map_err(failed)?;
+                self.keep(object, &id, &entry.metadata, entry.size, last).map_err(failed)?;
             }
         }
         self.imported.files += 1;
@@ -362,12 +358,16 @@ impl Import {
         Ok(())
     }
 
-    /// Makes the temporary file an object.
-    fn keep_temporary(&self, name: &str) -> io::Result<()> {
-        with_directory(&self.objects, name, || {
-            rustix::fs::renameat_with(&self.temporary, "object", &self.objects, name, RenameFlags::NOREPLACE)
+    /// Makes the temporary file, which has all its content, the object `id`, and links it. Whatever has an object's name is whole
+    /// and sealed; that it may not have reached the disk does no harm: until the tree is complete, objects without a tree go with it.
+    fn keep(&self, file: File, id: &Digest, metadata: &Metadata, size: u64, last: &[u8]) -> io::Result<()> {
+        drop(file);
+        object::finish(&self.temporary, "object", size, metadata)?;
+        let name = object::name(id, 0);
+        with_directory(&self.objects, &name, || {
+            rustix::fs::renameat_with(&self.temporary, "object", &self.objects, &name, RenameFlags::NOREPLACE)
         })?;
-        Ok(())
+        self.link(id, last).map(drop)
     }
 
     /// Links an object into the directory entered last. Returns whether there is such an object.
@@ -395,10 +395,12 @@ impl Import {
     fn copy_object(&self, from: &str, to: &str) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut from = File::from(rustix::fs::openat(&self.objects, from, flags, Mode::empty())?);
-        let metadata = Metadata::of(&from)?.metadata;
-        let mut copy = create(&self.objects, to)?;
+        let Examined { metadata, size, .. } = Metadata::of(&from)?;
+        let mut copy = create(&self.temporary, "copy")?;
         io::copy(&mut from, &mut copy)?;
-        metadata.apply(&copy)
+        drop(copy);
+        object::finish(&self.temporary, "copy", size, &metadata)?;
+        Ok(rustix::fs::renameat_with(&self.temporary, "copy", &self.objects, to, RenameFlags::NOREPLACE)?)
     }
 
     fn symlink(&self, last: &[u8], name: &[u8], target: &[u8], metadata: &Metadata) -> Result<(), ImportError> {

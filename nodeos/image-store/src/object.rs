@@ -7,10 +7,15 @@ use std::{
 };
 
 use orrery_protocol::{Digest, Sha256};
-use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens};
+use orrery_sys::verity::enable_verity;
+use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens};
 
 /// Hashed before everything else. To be changed whenever what is hashed changes.
 const FORMAT: &[u8] = b"orrery object 1\n";
+
+/// Files of this size in bytes, and larger ones, are sealed where the file system can. It takes a block or two of a sealed file's
+/// own, and writing out each file by itself (`ARCHITECTURE.md`, *Decisions*, has the figures).
+pub const SEALED_FROM: u64 = 16 << 10;
 
 /// What a file has besides its content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -146,4 +151,17 @@ pub(crate) fn name(id: &Digest, sibling: u32) -> String {
     let id = id.to_string();
     let directory = &id[..2];
     if sibling == 0 { format!("{directory}/{id}") } else { format!("{directory}/{id}.{sibling}") }
+}
+
+/// Gives the file `name`, which has its content, all else that an object has. Where that is worth it and the file system can, the
+/// content is final then: nobody opens it for writing any more, and reading a block that the disk has lost fails. Nobody may have
+/// the file open for writing.
+pub(crate) fn finish(directory: impl AsFd, name: &str, size: u64, metadata: &Metadata) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    if size >= SEALED_FROM {
+        // Before the metadata, since sealing is a modification. A file that is not sealed is as good as all were before.
+        enable_verity(file.as_fd())?;
+    }
+    metadata.apply(&file)
 }

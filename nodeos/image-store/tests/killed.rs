@@ -5,7 +5,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
+    fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -14,8 +15,8 @@ use std::{
     time::Duration,
 };
 
-use orrery_image_store::Store;
-use orrery_protocol::Digest;
+use orrery_image_store::{Store, list, write_contents};
+use orrery_protocol::{ArtifactRef, Digest, Listing};
 
 const ROUNDS: u64 = 100;
 const IMAGES: u64 = 3;
@@ -66,19 +67,45 @@ fn archive(image: u64) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// The archive as one that is fetched by its listing: what is published of it.
+fn published(archive: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let frames: Vec<u8> = archive.chunks(1 << 16).flat_map(|piece| zstd::bulk::compress(piece, 1).unwrap()).collect();
+    let listing = list(&frames, LIMIT).unwrap().unwrap();
+    (frames, listing)
+}
+
 /// Changes the store until killed. Says that it has begun, so that nobody waits for its start.
 fn work(folder: &Path, seed: u64) {
-    let archives: Vec<_> = (0..IMAGES).map(|image| fs::read(folder.join(format!("{image}.tar"))).unwrap()).collect();
+    let read = |image: u64, name: &str| fs::read(folder.join(format!("{image}.{name}"))).unwrap();
+    let archives: Vec<_> = (0..IMAGES).map(|image| read(image, "tar")).collect();
+    let published: Vec<_> = (0..IMAGES).map(|image| (read(image, "zst"), read(image, "listing"))).collect();
     let store = Store::open(&folder.join("store")).unwrap();
     let mut random = Random(seed);
     println!("begun");
     loop {
-        let archive = archives[random.below(IMAGES) as usize].as_slice();
+        let number = random.below(IMAGES);
+        let archive = archives[number as usize].as_slice();
         let image = Digest::of(archive);
-        match random.below(6) {
+        match random.below(9) {
             0..=2 => drop(store.import(archive, &image, LIMIT).unwrap()),
             3 => drop(store.repair(archive, &image, LIMIT).unwrap()),
             4 if store.tree(&image).is_some() => assert!(store.verify(&image).unwrap().is_empty()),
+            operation @ 5..8 => {
+                let (frames, listing) = &published[number as usize];
+                let image = ArtifactRef { sha256: Digest::of(frames), size: frames.len() as u64 };
+                let listing = Listing::parse(listing, &image).unwrap();
+                let frames = File::open(folder.join(format!("{number}.zst"))).unwrap();
+                let mut supply = |wanted: &[u32]| {
+                    let mut contents = Vec::new();
+                    write_contents(&frames, &listing, wanted, LIMIT, &mut contents).map_err(io::Error::other)?;
+                    Ok(Box::new(io::Cursor::new(contents)) as Box<dyn Read>)
+                };
+                match operation {
+                    5 => drop(store.fetch(&image.sha256, &listing, LIMIT, &mut supply).unwrap()),
+                    6 => drop(store.fetch_again(&image.sha256, &listing, LIMIT, &mut supply).unwrap()),
+                    _ => drop(store.retain(|kept| *kept != image.sha256).unwrap()),
+                }
+            }
             _ => store.remove(&image).unwrap(),
         }
     }
@@ -89,12 +116,17 @@ fn rounds() {
     let mut images = BTreeMap::new();
     for image in 0..IMAGES {
         let archive = archive(image);
-        fs::write(folder.path().join(format!("{image}.tar")), &archive).unwrap();
-        images.insert(Digest::of(&archive).to_string(), image);
+        let (frames, listing) = published(&archive);
+        for content in [&archive, &frames] {
+            images.insert(Digest::of(content).to_string(), image);
+        }
+        for (name, content) in [("tar", archive), ("zst", frames), ("listing", listing)] {
+            fs::write(folder.path().join(format!("{image}.{name}")), content).unwrap();
+        }
     }
     let root = folder.path().join("store");
     // What was found, so that a test that kills too early or too late to see anything is noticed.
-    let (mut interrupted, mut seen) = (0, BTreeSet::new());
+    let (mut interrupted, mut fetching, mut seen) = (0, 0, BTreeSet::new());
     for seed in 0..ROUNDS {
         let mut child = Command::new(env::current_exe().unwrap())
             .arg(folder.path())
@@ -103,7 +135,7 @@ fn rounds() {
             .spawn()
             .unwrap();
         child.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
-        thread::sleep(Duration::from_micros(Random(!seed).below(60_000)));
+        thread::sleep(Duration::from_micros(Random(!seed).below(250_000)));
         let finished = child.try_wait().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
@@ -113,25 +145,40 @@ fn rounds() {
         let store = Store::open(&root).unwrap();
         assert_eq!(names(&root.join("tmp")), BTreeSet::new(), "seed {seed}");
         let trees = names(&root.join("trees"));
-        let mut needed = BTreeMap::new();
+        // By inode: names in trees, in objects, and in all, as found and as the file system counts them.
+        let mut links: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut link = |path: &Path| {
+            let stat = fs::metadata(path).unwrap();
+            links.entry(stat.ino()).or_insert((0, stat.nlink())).0 += 1;
+        };
         for tree in &trees {
             let image = images[tree];
             for file in 0..FILES {
                 let path = root.join("trees").join(tree).join((file % 7).to_string()).join(file.to_string());
                 assert!(fs::read(&path).unwrap() == content(image, file), "seed {seed}: {}", path.display());
-                let stat = fs::metadata(&path).unwrap();
-                // The trees that have it, and the object.
-                needed.entry(stat.ino()).or_insert((1, stat.nlink())).0 += 1;
+                link(&path);
             }
             assert!(store.verify(&tree.parse().unwrap()).unwrap().is_empty(), "seed {seed}");
         }
-        assert!(needed.values().all(|(count, links)| count == links), "seed {seed}: an object is missing");
-        assert_eq!(objects(&root), needed.into_keys().collect(), "seed {seed}");
+        // What is kept for an image that is not complete.
+        let incomplete = paths(&root.join("fetched")).unwrap();
+        assert!(incomplete.iter().all(|folder| !trees.contains(folder.file_name().unwrap().to_str().unwrap())));
+        fetching += usize::from(!incomplete.is_empty());
+        incomplete.iter().flat_map(|folder| paths(folder).unwrap()).for_each(|path| link(&path));
+        let objects = objects(&root);
+        objects.iter().for_each(|object| links.entry(*object).or_insert((0, 1)).0 += 1);
+        assert!(links.values().all(|(count, links)| count == links), "seed {seed}: an object is missing");
+        let alone = objects.iter().filter(|object| links[object].0 == 1).count();
+        assert_eq!(alone, 0, "seed {seed}: objects that nothing needs");
         seen.insert(trees);
     }
     assert!(interrupted > ROUNDS as usize / 4, "only {interrupted} rounds were cut in the middle of a change");
     assert!(seen.len() > 4, "only {} states were seen", seen.len());
-    println!("{ROUNDS} rounds, {interrupted} of them cut in the middle of a change, {} states seen", seen.len());
+    assert!(fetching > ROUNDS as usize / 20, "only {fetching} rounds were cut in a fetch");
+    println!(
+        "{ROUNDS} rounds, {fetching} of them cut in a fetch, {interrupted} cut in the middle of a change, {} states seen",
+        seen.len()
+    );
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {

@@ -27,10 +27,11 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages and binaries in the images.
 const IMAGE_PROGRAMS: [(&str, &str); 3] =
     [("orrery-init", "init"), ("orrery-bootstage", "orrery-stage"), ("orrery-nodeos", "orrery-nodeos")];
-/// The package with those of [`VM_TESTS`] that are not of the node OS's.
-const VM_TESTS_PACKAGE: &str = "orrery-sliver";
+/// Packages with [`VM_TESTS`], besides that of the node OS.
+const VM_TESTS_PACKAGES: [&str; 2] = ["orrery-sliver", "orrery-image-store"];
 /// Static test programs for a VM, built with the others since they are made of the same crates.
-pub(crate) const VM_TESTS: [&str; 8] = [
+pub(crate) const VM_TESTS: [&str; 9] = [
+    "store_vm",
     "sliver_vm",
     "sliver_programs",
     "sliver_layers",
@@ -108,7 +109,9 @@ pub(crate) fn images(workspace: &Workspace) -> Result<Entry> {
         for (package, binary) in IMAGE_PROGRAMS {
             cargo.args(["--package", package, "--bin", binary]);
         }
-        cargo.args(["--package", VM_TESTS_PACKAGE]);
+        VM_TESTS_PACKAGES.iter().for_each(|package| {
+            cargo.args(["--package", package]);
+        });
         VM_TESTS.iter().for_each(|test| {
             cargo.args(["--example", test]);
         });

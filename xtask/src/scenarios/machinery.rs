@@ -23,6 +23,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(900);
 const DISK_BYTES: u64 = 2 << 30;
+const STORE_DISK_BYTES: u64 = 256 << 20;
 
 /// Of the disk that is slow on purpose.
 const FEW_OPERATIONS: u32 = 400;
@@ -90,7 +91,8 @@ pub(super) fn interruptions(bench: &Bench<'_>) -> Result<()> {
 pub(crate) fn initramfs_of(program: &Path) -> Result<Vec<u8>> {
     let program = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
     let mut archive = Writer::new(0);
-    ["dev", "proc", "sys", "run", "data", "etc"].iter().for_each(|name| archive.push(name, 0o755, &Node::Directory));
+    let folders = ["dev", "proc", "sys", "run", "data", "etc", "with", "without"];
+    folders.iter().for_each(|name| archive.push(name, 0o755, &Node::Directory));
     archive.push("dev/console", 0o600, &Node::CharDevice { major: 5, minor: 1 });
     archive.push("init", 0o755, &Node::File(program));
     Ok(archive.finish())
@@ -108,12 +110,23 @@ pub(super) fn hogs(bench: &Bench<'_>) -> Result<()> {
     run(bench, &Trial { cpus: 2, image, ..Trial::new(bench, "sliver-hogs", "sliver_hogs") })
 }
 
+/// What a store asks of the file system, with fs-verity and without.
+pub(super) fn store(bench: &Bench<'_>) -> Result<()> {
+    fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
+    let disks = [("with.img", "project,quota,verity"), ("without.img", "project,quota")];
+    let disks = disks.map(|(name, features)| (bench.folder.join(name), features));
+    for (disk, features) in &disks {
+        create_disk(disk, STORE_DISK_BYTES).context("making a disk")?;
+        // Blocks of the size that a node's data partition has; a disk this small would get others.
+        let format = ["-q", "-F", "-b", "4096", "-t", "ext4", "-O", features, "-E", "quotatype=prjquota"];
+        command::output(Command::new("mke2fs").args(format).arg(disk))?;
+    }
+    let disks = disks.map(|(disk, _)| Disk::new(disk, DiskBus::VirtioBlk));
+    start(bench, &Trial::new(bench, "image-store", "store_vm"), disks)
+}
+
 fn run(bench: &Bench<'_>, trial: &Trial<'_>) -> Result<()> {
     fs::create_dir_all(&bench.folder).with_context(|| format!("making {}", bench.folder.display()))?;
-    let initramfs = bench.folder.join("initramfs");
-    fs::write(&initramfs, initramfs_of(&bench.images.vm_tests.join(trial.program))?)
-        .context("writing the initramfs")?;
-
     let seed = bench.folder.join("seed");
     let incoming = seed.join("incoming");
     fs::create_dir_all(&incoming).with_context(|| format!("making {}", incoming.display()))?;
@@ -128,16 +141,26 @@ fn run(bench: &Bench<'_>, trial: &Trial<'_>) -> Result<()> {
     command::output(Command::new("mke2fs").args(format).arg(&seed).arg(&disk))?;
 
     let disk = Disk::new(disk, DiskBus::VirtioBlk);
+    let disk = if trial.slow_disk { disk.operations_per_second(FEW_OPERATIONS) } else { disk };
+    start(bench, trial, [disk])
+}
+
+/// Starts a machine, and waits for its program's verdict.
+fn start<const N: usize>(bench: &Bench<'_>, trial: &Trial<'_>, disks: [Disk; N]) -> Result<()> {
+    let initramfs = bench.folder.join("initramfs");
+    fs::write(&initramfs, initramfs_of(&bench.images.vm_tests.join(trial.program))?)
+        .context("writing the initramfs")?;
     let medium = BootMedium::Kernel {
         kernel: bench.images.folder.join("pxe/vmlinuz"),
         initrds: vec![initramfs],
         append: format!("console=ttyS0,115200 quiet panic=-1 {}", trial.argument),
     };
-    let spec = Vm::builder(trial.name)
+    let spec = disks
+        .into_iter()
+        .fold(Vm::builder(trial.name), |vm, disk| vm.disk(disk))
         .boot(medium)
         .memory_mib(1024)
         .cpus(trial.cpus)
-        .disk(if trial.slow_disk { disk.operations_per_second(FEW_OPERATIONS) } else { disk })
         .no_network()
         .deadline(DEADLINE)
         .evidence_root(bench.folder.join("vm"));

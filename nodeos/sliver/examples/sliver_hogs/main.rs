@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 fn enter(slivers: &Slivers, login: &str, line: &str) -> Result<Child> {
     let stdio = [Stdio::null(), Stdio::piped(), Stdio::null()];
     let run = Run::Command(format!("exec 2>&1; {line}"));
-    let request = EnterRequest { run, environment: Vec::new(), directory: None, pty: None, stdio };
+    let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
     let Entered { child, .. } = slivers.enter(login, request)?;
     Ok(child)
 }
