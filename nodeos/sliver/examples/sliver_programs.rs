@@ -10,6 +10,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -204,6 +205,8 @@ fn script(bench: &Bench) -> Result<()> {
     ensure!(bench.wait_end(Role::Initscript, keeper.id())? == End::Status(0), "it failed: {}", bench.log()?);
     let said = (bench.wait_text("who")?, bench.wait_text("said")?);
     ensure!(said == ("0\n".into(), "/run/orrery/initscript start test/one\n".into()), "{said:?}");
+    let mode = fs::metadata(bench.file("said"))?.permissions().mode() & 0o777;
+    ensure!(mode == 0o644, "what it writes has mode {mode:o}");
     ensure!(bench.slivers.has_run(LOGIN, Role::Initscript), "it does not count as run");
     let (kept, alive) = bench.slivers.kept(LOGIN, Role::Initscript).context("it is forgotten")?;
     ensure!(alive.is_some() && Some(kept.mark) == bench.slivers.get(LOGIN)?.mark(Role::Initscript), "{kept:?}");

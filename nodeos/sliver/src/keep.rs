@@ -133,8 +133,8 @@ pub(crate) struct Program {
 }
 
 /// Puts the script, which comes in as standard input, where the kernel can run it, and runs it. Without a first line that names an
-/// interpreter it is the shell's.
-const RUN_SCRIPT: &str = "umask 077; mkdir -p /run/orrery && cat > /run/orrery/initscript && \
+/// interpreter it is the shell's. What it makes itself is not hidden from the sliver's other users.
+const RUN_SCRIPT: &str = "(umask 077; mkdir -p /run/orrery && cat > /run/orrery/initscript) && \
                           chmod u+x /run/orrery/initscript && exec /run/orrery/initscript start \"$ORRERY_SLICE\" < /dev/null";
 
 impl Program {
