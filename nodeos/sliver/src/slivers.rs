@@ -349,7 +349,8 @@ impl Slivers {
         }
         let group = self.group(login);
         if group.first_process().is_some() {
-            return Ok(());
+            // What held it still may have been killed, and who comes in would stand still at the door with the lock.
+            return group.freeze(false);
         }
         // A session may have outlived the first process in its last moments.
         group.kill()?;
