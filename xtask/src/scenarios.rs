@@ -13,6 +13,7 @@ mod limits;
 mod login;
 mod machinery;
 mod outage;
+mod overcommit;
 mod reports;
 mod reproducible;
 mod rollout;
@@ -114,6 +115,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-machinery", machinery::machinery),
     Scenario::full("sliver-rspec", machinery::rspec),
     Scenario::full("sliver-hogs", machinery::hogs),
+    Scenario::full("sliver-overcommit", overcommit::overcommit),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::fast("install-uefi-cd", install::uefi_cd),
     Scenario::full("install-bios-cd", install::bios_cd),
