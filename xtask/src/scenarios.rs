@@ -14,6 +14,7 @@ mod limits;
 mod login;
 mod machinery;
 mod outage;
+mod overcommit;
 mod reports;
 mod reproducible;
 mod rollout;
@@ -121,6 +122,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("sliver-rspec", machinery::rspec),
     Scenario::full("sliver-hogs", machinery::hogs),
     Scenario::fast("image-store", machinery::store),
+    Scenario::full("sliver-overcommit", overcommit::overcommit),
     Scenario::fast("sliver-escapes", machinery::escapes),
     Scenario::full("sliver-interruptions", machinery::interruptions),
     Scenario::full("manager-killed", killed::manager),

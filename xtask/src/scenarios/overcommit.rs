@@ -1,0 +1,66 @@
+//! What a node does when it is to give more than it has.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{Bench, SLIVER, installed};
+use crate::{
+    lab::{Lab, NodeOptions},
+    ui,
+};
+
+/// One command in a sliver, on an emulated processor that others are hogging.
+const COMMAND: Duration = Duration::from_secs(180);
+
+/// Until memory is short, and central knows what the node did.
+const SHORT: Duration = Duration::from_secs(400);
+
+/// A program that takes memory quickly, then ever more of it slowly, and reads a file that does not stay in memory meanwhile.
+const HOARD: &[u8] = br#"
+dd if=/dev/zero of=/root/big bs=1M count=64
+while :; do cat /root/big > /dev/null; done &
+exec perl -e 'for (1 .. 300) { push @hoard, "x" x (1 << 20); select(undef, undef, undef, $_ < 100 ? 0.01 : 0.3) } sleep 1000'
+"#;
+
+/// Guarantees and memory beyond what the node has: the first are refused, the second is taken back from who has the most.
+pub(super) fn overcommit(bench: &Bench<'_>) -> Result<()> {
+    let lab = bench.lab()?;
+    let (node, _vm) = installed(&lab, "n1", NodeOptions::default())?;
+    lab.add_slice("test/sure", &["n1"], &["cpu_pct=60,mem_limit=64M"])?;
+    node.run_when_ready(&lab, "test_sure", "true", SLIVER)?;
+    lab.add_slice("test/first", &["n1"], &["cpu_pct=30,mem_limit=320M"])?;
+    let refused = || Ok(status(&lab, "test/first")?["error"].as_str().is_some_and(|e| e.contains("has 20 % left")));
+    node.wait_for(COMMAND, "a guarantee that is refused", refused)?;
+    ensure!(
+        status(&lab, "test/sure")?["state"] == "ready",
+        "whoever was there first is {}",
+        status(&lab, "test/sure")?
+    );
+    lab.orrery(["slice", "set", "test/first", "--rspec", "cpu_pct=20"], [] as [&str; 0])?;
+    node.run_when_ready(&lab, "test_first", "true", SLIVER)?;
+
+    lab.add_slice("test/second", &["n1"], &["mem_limit=320M"])?;
+    node.run_when_ready(&lab, "test_second", "true", SLIVER)?;
+    for login in ["test_first", "test_second"] {
+        let start = "cat > /root/hoard; setsid sh /root/hoard > /dev/null 2>&1 < /dev/null & true";
+        let started = node.ssh(login).run_with_input(start, HOARD, COMMAND).context("running the ssh client")?;
+        ensure!(started.success(), "hoarding in {login}: {started}");
+    }
+    let told = node.wait_failure(&lab, "memory", SHORT)?;
+    ensure!(told.contains("ended all that ran in test_"), "the node says {told}");
+    ui::say("sliver-overcommit", &told);
+    ensure!(!told.contains("test_sure"), "the wrong one was blamed: {told}");
+
+    let alive = node.ssh("test_sure").run("echo alive", COMMAND).context("running the ssh client")?;
+    ensure!(alive.stdout == "alive\n", "the neighbour does not serve: {alive}");
+    Ok(())
+}
+
+/// What central knows of a sliver.
+fn status(lab: &Lab, slice: &str) -> Result<Value> {
+    let node = lab.node_detail("n1")?;
+    let slivers = node["status"]["slivers"].as_array().context("the node has no status")?;
+    Ok(slivers.iter().find(|sliver| sliver["slice"] == slice).cloned().unwrap_or_default())
+}
