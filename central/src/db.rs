@@ -25,8 +25,12 @@ const APPLICATION_ID: i32 = 0x4f72_7279;
 
 /// Each entry takes the schema one version further; the version is `PRAGMA user_version`. Entries that were
 /// released never change.
-const MIGRATIONS: &[&str] =
-    &[include_str!("db/schema-1.sql"), include_str!("db/schema-2.sql"), include_str!("db/schema-3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("db/schema-1.sql"),
+    include_str!("db/schema-2.sql"),
+    include_str!("db/schema-3.sql"),
+    include_str!("db/schema-4.sql"),
+];
 
 /// Larger databases are not read through at every start.
 const CHECKED_BYTES: u64 = 64 << 20;

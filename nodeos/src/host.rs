@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
 use orrery_image_store::{Imported, Store};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_protocol::{Admin, ArtifactRef, NodeConfig, Outcome, SliceName, SliverSpec};
 use orrery_sliver::{
     EnterRequest, Entered, Made, Pty, Record, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node,
 };
@@ -137,6 +137,7 @@ impl Host for Arc<LinuxHost> {
             slice: record.spec.slice,
             rspec: record.spec.rspec,
             life: record.spec.life,
+            admin: record.spec.admin,
         });
         Ok(existing.collect())
     }
@@ -161,6 +162,10 @@ impl Host for Arc<LinuxHost> {
 
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
         self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
+    }
+
+    fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()> {
+        self.slivers.set_admin(&slice.login(), admin).context("stopping")
     }
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Slices, and which nodes have slivers of them.
 
 use orrery_central_api::{SliceRecord, SliceSpec};
-use orrery_protocol::{Life, SliceName, SliverSpec, WantedState};
+use orrery_protocol::{Admin, Life, SliceName, SliverSpec, WantedState};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{from_json, from_word, nodes, published, to_json};
@@ -49,6 +49,11 @@ pub(crate) fn remove(db: &Connection, slice: &SliceName) -> rusqlite::Result<boo
 /// Suspends a slice for this reason, or resumes it. Returns whether there is one.
 pub(crate) fn suspend(db: &Connection, slice: &SliceName, reason: Option<&str>) -> rusqlite::Result<bool> {
     Ok(db.execute("UPDATE slices SET suspended = ?2 WHERE name = ?1", (slice.to_string(), reason))? > 0)
+}
+
+/// Makes what a slice sees and may do of nodes what `admin` says. Returns whether there is one.
+pub(crate) fn set_admin(db: &Connection, slice: &SliceName, admin: &Admin) -> rusqlite::Result<bool> {
+    Ok(db.execute("UPDATE slices SET admin = ?2 WHERE name = ?1", (slice.to_string(), to_json(admin)))? > 0)
 }
 
 /// Ways to start a sliver over.
@@ -107,7 +112,7 @@ pub(crate) fn start_over(
     Ok(Ok(number))
 }
 
-const COLUMNS: &str = "name, keys, rspec, image, suspended";
+const COLUMNS: &str = "name, keys, rspec, image, suspended, admin";
 
 fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
     let slice: SliceName = from_word(row, 0)?;
@@ -116,7 +121,7 @@ fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
         .query_map([slice.to_string()], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     let spec = SliceSpec { keys: from_json(row, 1)?, rspec: from_json(row, 2)?, image: row.get(3)?, nodes };
-    Ok(SliceRecord { slice, suspended: row.get(4)?, spec })
+    Ok(SliceRecord { slice, suspended: row.get(4)?, admin: from_json(row, 5)?, spec })
 }
 
 pub(crate) fn list(db: &Connection) -> rusqlite::Result<Vec<SliceRecord>> {
@@ -131,7 +136,7 @@ pub(crate) fn get(db: &Connection, slice: &SliceName) -> rusqlite::Result<Option
 /// All slivers a node should have. `Ok(Err)` names an image that no release has: an incomplete answer would
 /// make the node destroy slivers.
 pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<WantedState, String>> {
-    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart
+    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart, admin
                FROM slices JOIN slivers ON slice = name WHERE node = ?1 ORDER BY name";
     let mut statement = db.prepare_cached(sql)?;
     let mut rows = statement.query([node])?;
@@ -143,7 +148,7 @@ pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<Wan
         };
         let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
         let life = Life { suspended: row.get(4)?, reset: row.get(5)?, restart: row.get(6)? };
-        slivers.push(SliverSpec { slice, keys, image, rspec, life });
+        slivers.push(SliverSpec { slice, keys, image, rspec, life, admin: from_json(row, 7)? });
     }
     Ok(Ok(WantedState { slivers, reboot: nodes::asked_reboot(db, node)? }))
 }

@@ -14,6 +14,7 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
+use orrery_protocol::Admin;
 use orrery_sys::namespace::{self, Fork, fork, unshare};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
@@ -26,6 +27,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admin::{Broker, Views},
     error::SliverError,
     first,
     internal::{BOOT, become_sliver_root, helper_command},
@@ -45,6 +47,8 @@ pub(crate) struct Order {
     pub(crate) scratch: PathBuf,
     /// The leaf of the first process.
     pub(crate) leaf: PathBuf,
+    /// What is seen of the node.
+    pub(crate) admin: Admin,
 }
 
 /// Runs the helper and waits for it. The helper and what it forks hold `lock` as their standard output, until the first process
@@ -72,7 +76,7 @@ pub(crate) fn start(login: &str, order: &Order, lock: &File) -> Result<(), Slive
 
 /// What is covered in /proc: files by /dev/null, directories by an empty one. Permissions guard most of it already: its owner,
 /// the node's root, is nobody inside.
-const MASKED: &[&str] = &[
+pub(crate) const MASKED: &[&str] = &[
     // The kernel's memory, addresses and log.
     "kcore",
     "kallsyms",
@@ -107,12 +111,12 @@ const MASKED: &[&str] = &[
 /// An error with what was attempted, for one line on standard error.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}: {source}")]
-struct Failed {
+pub(crate) struct Failed {
     doing: String,
     source: io::Error,
 }
 
-trait Doing<T> {
+pub(crate) trait Doing<T> {
     fn doing(self, doing: impl Into<String>) -> Result<T, Failed>;
 }
 
@@ -243,6 +247,8 @@ fn make_name_spaces(
     fs::write(order.leaf.join("cgroup.procs"), "0").doing("joining the control group")?;
     // All of a sliver goes before anything of the node's when that is short of memory.
     fs::write("/proc/self/oom_score_adj", "500").doing("setting the OOM score")?;
+    // While this process has rights over the node.
+    let broker = Broker::start_if(&order.admin, order.id_base, &order.leaf).doing("starting who makes sockets")?;
     become_owner(order.id_base).doing("becoming the sliver's owner")?;
     unshare(UnshareFlags::NEWUSER).doing("making a user namespace")?;
     unshared.write_all(b"+").doing("telling of the user namespace")?;
@@ -261,7 +267,7 @@ fn make_name_spaces(
         }
         Fork::Child => {
             drop(unshared);
-            let Err(error) = be_first_process(order, go);
+            let Err(error) = be_first_process(order, go, broker);
             let _ = write!(answer, "{error}");
             std::process::exit(1)
         }
@@ -282,7 +288,7 @@ fn become_owner(id: u32) -> io::Result<()> {
 }
 
 /// The first process's life. The helper hears that all is there by the end of the pipe for answers, which closes with all others.
-fn be_first_process(order: &Order, go: &File) -> Result<Infallible, Failed> {
+fn be_first_process(order: &Order, go: &File, broker: Option<Broker>) -> Result<Infallible, Failed> {
     if read_byte(go).is_err() {
         // The helper failed, and tells of it itself.
         std::process::exit(1)
@@ -295,7 +301,7 @@ fn be_first_process(order: &Order, go: &File) -> Result<Infallible, Failed> {
     rustix::process::chdir("/").doing("changing to the root")?;
     rustix::process::setsid().doing("leading a session")?;
     let _ = rustix::thread::set_name(c"sliver");
-    become_sliver_root().doing("becoming the sliver's root")?;
+    become_sliver_root(broker).doing("becoming the sliver's root")?;
     first::serve().doing("opening the door")
 }
 
@@ -324,6 +330,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         ],
         MountAttrFlags::MOUNT_ATTR_NODEV,
     )?;
+    let views = Views::take(&order.admin, waiting.user_name_space.as_fd())?;
     let proc = make_proc(&order.scratch, waiting.pid)?;
     take_root(&overlay)?;
 
@@ -366,6 +373,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     for name in MASKED {
         root.mask(&format!("proc/{name}"))?;
     }
+    views.mount(&root)?;
     if let Some(text) = resolver {
         root.write("etc", "resolv.conf", &text)?;
     }
@@ -373,13 +381,13 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
 }
 
 /// A detached copy of a mount, or of a single file of one.
-fn clone_tree(path: &str) -> Result<OwnedFd, Failed> {
+pub(crate) fn clone_tree(path: &str) -> Result<OwnedFd, Failed> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     rustix::mount::open_tree(CWD, path, flags).doing(format!("opening {path}"))
 }
 
 /// A new file system, not attached anywhere. An option without value is a flag.
-fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Failed> {
+pub(crate) fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Failed> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(format!("opening {kind}"))?;
     for (key, value) in options {
         if value.is_empty() {
@@ -445,7 +453,7 @@ fn take_root(root: &OwnedFd) -> Result<(), Failed> {
 }
 
 /// The sliver's root from within. Nothing follows symbolic links.
-struct Inside {
+pub(crate) struct Inside {
     directory: OwnedFd,
     owner: (Uid, Gid),
 }
@@ -468,7 +476,7 @@ impl Inside {
     }
 
     /// Mounts on a directory, which is made if there is none.
-    fn mount(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
+    pub(crate) fn mount(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
         let open = || self.resolve(path, OFlags::PATH | OFlags::DIRECTORY);
         let target = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -485,7 +493,7 @@ impl Inside {
     }
 
     /// Mounts on a new empty file.
-    fn file(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
+    pub(crate) fn file(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         let file =
             rustix::fs::openat(&self.directory, path, flags, Mode::from(0o644)).doing(format!("making /{path}"))?;
@@ -509,7 +517,7 @@ impl Inside {
     }
 
     /// Covers a file with `/dev/null` or a directory with `/sys`, which is empty, if there is any.
-    fn mask(&self, path: &str) -> Result<(), Failed> {
+    pub(crate) fn mask(&self, path: &str) -> Result<(), Failed> {
         let doing = || format!("masking /{path}");
         let target = match self.resolve(path, OFlags::PATH) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

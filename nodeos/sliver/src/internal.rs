@@ -8,12 +8,19 @@ use std::{
 
 use rustix::process::DumpableBehavior;
 
-use crate::{boot, confine::confine, enter};
+use crate::{
+    admin::{self, Broker},
+    boot,
+    confine::confine,
+    enter,
+};
 
 /// The first argument of the helper that starts a sliver.
 pub(crate) const BOOT: &str = "sliver-boot";
 /// The first argument of the helper that runs a command in one.
 pub(crate) const ENTER: &str = "sliver-enter";
+/// The first argument of the helper that makes sockets for an administrative one.
+pub(crate) const SOCKETS: &str = "sliver-sockets";
 
 /// To be called first thing in `main`, before any thread exists: does a helper's work if that is what this process was made
 /// for, and returns what to exit with; returns nothing otherwise. `arguments` are those of the process, its name first.
@@ -23,6 +30,8 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
         boot::helper
     } else if word == ENTER {
         enter::helper
+    } else if word == SOCKETS {
+        admin::broker
     } else {
         return None;
     };
@@ -37,7 +46,7 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
 /// over the node. Between joining a sliver and becoming its command, a process still has the node's memory and identity,
 /// while the sliver's root sees it and may trace what is in its namespaces. Forking keeps this and executing ends it; what
 /// comes between, becoming somebody else, sets it to `fs.suid_dumpable`, which [`crate::prepare_node`] makes the same.
-fn hide() -> io::Result<()> {
+pub(crate) fn hide() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
@@ -48,8 +57,9 @@ pub(crate) fn helper_command(word: &str) -> Command {
     command
 }
 
-/// Becomes the root of the sliver whose user namespace this process is in, confined as all there, for good.
-pub(crate) fn become_sliver_root() -> io::Result<()> {
+/// Becomes the root of the sliver whose user namespace this process is in, confined as all there, for good. In an administrative
+/// sliver, a `broker` makes sockets for this process.
+pub(crate) fn become_sliver_root(broker: Option<Broker>) -> io::Result<()> {
     use rustix::{
         process::{Gid, Uid},
         thread,
@@ -57,7 +67,7 @@ pub(crate) fn become_sliver_root() -> io::Result<()> {
     thread::set_thread_groups(&[Gid::ROOT])?;
     thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    confine()?;
+    confine(broker)?;
     // Whatever that did to it.
     hide()
 }

@@ -8,6 +8,7 @@
 //! The work inside namespaces is done by the program itself, run again with a first argument of `sliver-boot` or
 //! `sliver-enter`: see [`internal_main`].
 
+mod admin;
 mod boot;
 mod cgroup;
 mod confine;
