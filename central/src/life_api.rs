@@ -1,4 +1,4 @@
-//! What operators ask of slivers that are there: to stand still, to go on, to start over.
+//! What operators ask of slivers that are there: to stand still, to go on, to start over, to have rights over their nodes.
 
 use axum::{
     Json as Answer,
@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
 };
 use orrery_central_api::{StartOver, StartOverAsked, Suspension};
-use orrery_protocol::SliceName;
+use orrery_protocol::{Admin, SliceName};
 
 use crate::{
     api_error::ApiError,
@@ -49,6 +49,18 @@ async fn set_suspended(app: crate::app::App, slice: &str, reason: Option<String>
     let slice: SliceName = parse(slice)?;
     let asked = slice.clone();
     let there = app.db.run(move |db| slices::suspend(db, &asked, reason.as_deref())).await?;
+    if there { Ok(StatusCode::NO_CONTENT) } else { Err(unknown(&slice)) }
+}
+
+pub(crate) async fn set_admin(
+    State(app): Shared,
+    _: Operator,
+    Path((authority, name)): Path<(String, String)>,
+    Json(admin): Json<Admin>,
+) -> Result<StatusCode> {
+    let slice: SliceName = parse(&format!("{authority}/{name}"))?;
+    let asked = slice.clone();
+    let there = app.db.run(move |db| slices::set_admin(db, &asked, &admin)).await?;
     if there { Ok(StatusCode::NO_CONTENT) } else { Err(unknown(&slice)) }
 }
 

@@ -15,10 +15,10 @@ use orrery_central_api::{
     StartOverAsked, StoredEvent, Suspension, TokenUse, token_digest,
 };
 use orrery_protocol::{
-    ArtifactRef, ArtifactRole, BootScript, BootState, Digest, EnrolRequest, Enrolled, Event, EventBatch, Facts, Life,
-    Listing, LogBatch, MAX_INITSCRIPT, MinimumHardware, NodeStatus, Outcome, PayloadType, ReleaseArtifact,
-    ReleaseManifest, Root, Rspec, RunLevel, ScriptKind, SigningKey, SliverState, SliverStatus, Startup, TrustRoot,
-    TrustUpdate, WantedState, sign,
+    Admin, ArtifactRef, ArtifactRole, BootScript, BootState, Capability, Digest, EnrolRequest, Enrolled, Event,
+    EventBatch, Facts, Life, Listing, LogBatch, MAX_INITSCRIPT, MinimumHardware, NodeStatus, Outcome, PayloadType,
+    ReleaseArtifact, ReleaseManifest, Root, Rspec, RunLevel, ScriptKind, SigningKey, SliverState, SliverStatus,
+    Startup, TrustRoot, TrustUpdate, View, WantedState, sign,
 };
 use orrery_transport::{Client, Identity, Resolver, TransportError};
 use rcgen::KeyPair;
@@ -395,6 +395,20 @@ fn slices_become_the_wanted_state() {
     assert_eq!(life(), Life { suspended: Some("abuse".to_owned()), reset: second, restart });
     central.operator.call(Method::DELETE, "/v1/slices/demo/one/suspension").unwrap();
     assert_eq!(life().suspended, None);
+
+    // Rights over nodes are the operator's word alone, and another change of the slice keeps them.
+    let admin = Admin { views: [View::Processes].into(), capabilities: [Capability::NetRaw].into() };
+    refused(node.send(Method::PUT, "/v1/slices/demo/one/admin", &admin), (403, "forbidden"));
+    refused(central.operator.send(Method::PUT, "/v1/slices/demo/two/admin", &admin), (404, "not-found"));
+    let rights = || node.get::<WantedState>("/v1/node/wanted").unwrap().slivers[0].admin.clone();
+    assert!(rights().is_none());
+    central.operator.send(Method::PUT, "/v1/slices/demo/one/admin", &admin).unwrap();
+    put(|s| s.rspec.cpu_share = 8).unwrap();
+    assert_eq!(rights(), admin);
+    let unknown = serde_json::json!({ "capabilities": ["sys_admin"] });
+    refused(central.operator.send(Method::PUT, "/v1/slices/demo/one/admin", &unknown), (400, "bad-request"));
+    central.operator.send(Method::PUT, "/v1/slices/demo/one/admin", &Admin::default()).unwrap();
+    assert!(rights().is_none());
 
     central.operator.call(Method::DELETE, "/v1/slices/demo/one").unwrap();
     assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap(), WantedState::default());

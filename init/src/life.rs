@@ -251,6 +251,8 @@ impl Machine for Life {
 
     fn event(&mut self, _: Transition) {}
 
+    fn attend_consoles(&mut self) {}
+
     fn attend(&mut self) {}
 
     fn open_safe_mode(&mut self, _: &str, _: bool) {}

@@ -55,6 +55,8 @@ pub trait Machine {
     fn sleep(&mut self, wait: Duration);
     /// Shows a line on every console.
     fn console(&mut self, line: &str);
+    /// Puts on every console how the node is, and a shell for who has the recovery key. Safe mode does so itself.
+    fn attend_consoles(&mut self);
     /// Appends to the event log.
     fn event(&mut self, transition: Transition);
     /// Opens sshd beside work that an administrator may want to watch. Where it cannot be opened, the work goes on without.

@@ -94,6 +94,8 @@ impl Driver {
     pub fn step(&mut self, machine: &mut impl Machine, at: Node) -> Step {
         match at {
             Node::Started(Started(())) => {
+                // Whatever fails from here on, somebody with a screen alone sees it.
+                machine.attend_consoles();
                 self.attempts.begin(machine, Stage::Storage);
                 self.attempts.begin(machine, Stage::Network);
                 match self.attempts.finish(machine, Stage::Storage) {

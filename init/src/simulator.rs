@@ -25,6 +25,7 @@ struct Simulator {
     safe: bool,
     safe_network: bool,
     attended: bool,
+    consoles: bool,
     loaded: bool,
     /// Runs of stages since the last wait; a tight loop shows here.
     since_sleep: usize,
@@ -49,6 +50,7 @@ impl Simulator {
             safe: false,
             safe_network: false,
             attended: false,
+            consoles: false,
             loaded: false,
             since_sleep: 0,
             worst: 0,
@@ -110,6 +112,10 @@ impl Machine for Simulator {
 
     fn event(&mut self, transition: Transition) {
         self.events.push(transition);
+    }
+
+    fn attend_consoles(&mut self) {
+        self.consoles = true;
     }
 
     fn attend(&mut self) {
@@ -252,6 +258,7 @@ fn the_node_comes_up() {
     use Stage::{Health, Network, NodeManager, SshGate, Storage, Time};
     assert_eq!(machine.ran, [Storage, Network, Network, Time, NodeManager, SshGate, Health]);
     assert!(machine.lines.iter().any(|line| line.ends_with("s ready")));
+    assert!(machine.consoles && !machine.safe);
 
     let mut machine = Simulator::new(Role::Node, [(Health, fail(FailureClass::Unhealthy))]);
     assert_eq!(node::Driver::default().drive(&mut machine), node::Ending::FirmwareReboot);

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
 use orrery_init_api::SLIVERS_CGROUP;
-use orrery_protocol::{Digest, ImageRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
+use orrery_protocol::{Admin, Digest, ImageRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
 use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
 use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
 use rustix::{
@@ -173,6 +173,7 @@ impl Host for Arc<LinuxHost> {
             rspec: record.spec.rspec,
             startup: record.spec.startup,
             life: record.spec.life,
+            admin: record.spec.admin,
         });
         Ok(existing.collect())
     }
@@ -202,6 +203,10 @@ impl Host for Arc<LinuxHost> {
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
         let _apart = self.supervisor.apart(&slice.login());
         self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
+    }
+
+    fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()> {
+        self.slivers.set_admin(&slice.login(), admin).context("stopping")
     }
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orrery_protocol::{Digest, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
+use orrery_protocol::{Admin, Digest, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
 
 use crate::admission::{Capacity, refusals};
 
@@ -19,6 +19,8 @@ pub struct Existing {
     pub startup: Startup,
     /// Whether it is suspended, and the last reset and restart that were carried out.
     pub life: Life,
+    /// What it sees and may do of the node.
+    pub admin: Admin,
 }
 
 /// One step.
@@ -28,6 +30,8 @@ pub enum Action {
     Destroy(SliceName),
     /// Have the sliver stand still, for this reason.
     Suspend(SliceName, String),
+    /// Change what the sliver sees and may do of the node, which ends all that runs in it.
+    SetAdmin(SliceName, Admin),
     /// Discard the sliver's data.
     Reset(SliverSpec),
     /// Stop the sliver, for the restart of this number.
@@ -44,7 +48,11 @@ impl Action {
     /// Whose sliver it is about.
     pub fn slice(&self) -> &SliceName {
         match self {
-            Self::Destroy(slice) | Self::Suspend(slice, _) | Self::Restart(slice, _) | Self::Resume(slice) => slice,
+            Self::Destroy(slice)
+            | Self::Suspend(slice, _)
+            | Self::SetAdmin(slice, _)
+            | Self::Restart(slice, _)
+            | Self::Resume(slice) => slice,
             Self::Reset(spec) | Self::Update(spec) | Self::Create(spec) => &spec.slice,
         }
     }
@@ -91,6 +99,7 @@ fn next(wanted: &SliverSpec, sliver: &Existing, may: &mut dyn FnMut() -> bool) -
         (Life { suspended: Some(reason), .. }, now) if now.suspended.as_ref() != Some(reason) => {
             Some(Action::Suspend(slice(), reason.clone()))
         }
+        _ if wanted.admin != sliver.admin => Some(Action::SetAdmin(slice(), wanted.admin.clone())),
         (life, now) if life.reset > now.reset => Some(Action::Reset(wanted.clone())),
         (life, now) if life.restart > now.restart => Some(Action::Restart(slice(), life.restart)),
         _ if (&wanted.rspec, &wanted.startup) != (&sliver.rspec, &sliver.startup) && may() => {
@@ -105,7 +114,7 @@ fn next(wanted: &SliverSpec, sliver: &Existing, may: &mut dyn FnMut() -> bool) -
 pub(crate) mod tests {
     use std::slice::from_ref;
 
-    use orrery_protocol::{ArtifactRef, ImageRef};
+    use orrery_protocol::{ArtifactRef, Capability, ImageRef};
     use proptest::prelude::*;
 
     use super::*;
@@ -123,6 +132,7 @@ pub(crate) mod tests {
             rspec: Rspec { cpu_share, ..Rspec::default() },
             startup: Startup::default(),
             life: Life::default(),
+            admin: Admin::default(),
         }
     }
 
@@ -133,6 +143,7 @@ pub(crate) mod tests {
             rspec: spec.rspec,
             startup: spec.startup.clone(),
             life: spec.life.clone(),
+            admin: spec.admin.clone(),
         }
     }
 
@@ -151,6 +162,9 @@ pub(crate) mod tests {
                 Action::Update(spec) => format!("update {} {}", spec.slice.name(), spec.rspec.cpu_share),
                 Action::Create(spec) => format!("create {}", spec.slice.name()),
                 Action::Suspend(slice, reason) => format!("suspend {} {reason}", slice.name()),
+                Action::SetAdmin(slice, admin) => {
+                    format!("set admin {} {}", slice.name(), admin.capabilities.len())
+                }
                 Action::Resume(slice) => format!("resume {}", slice.name()),
                 Action::Reset(spec) => format!("reset {} {}", spec.slice.name(), spec.life.reset),
                 Action::Restart(slice, number) => format!("restart {} {number}", slice.name()),
@@ -199,17 +213,29 @@ pub(crate) mod tests {
         one((None, 9, 4), (Some("abuse"), 9, 4), &["resume a"]);
         // A central that was set back to an old state discards nothing.
         one((None, 1, 1), (None, 3, 2), &[]);
+        // What was taken away is gone at once, unless nothing moves already.
+        let admin = |rights: bool, suspended| {
+            let mut spec = alive(spec("a", 1, 1), suspended, 1, 1);
+            spec.admin.capabilities.extend(rights.then_some(Capability::NetRaw));
+            spec
+        };
+        check(&[admin(false, None)], &[admin(true, None)], &["set admin a 0"]);
+        check(&[admin(true, Some("abuse"))], &[admin(false, None)], &["suspend a abuse"]);
+        check(&[admin(true, None)], &[admin(false, Some("abuse"))], &["set admin a 1"]);
+        check(&[admin(true, None)], &[admin(true, None)], &[]);
         // Nobody gets in before the limits are right.
         check(&[spec("a", 1, 2)], &[alive(spec("a", 1, 1), Some("abuse"), 0, 0)], &["update a 2"]);
     }
 
     fn any_specs() -> impl Strategy<Value = Vec<SliverSpec>> {
+        type Drawn = (String, (u8, u32, (Option<String>, u64, u64), bool));
         let life = (prop::option::of("[xy]"), 0..3_u64, 0..3_u64);
-        prop::collection::btree_map("[a-f]", (0..3_u8, 1..4_u32, life), 0..6).prop_map(|specs| {
-            let spec =
-                |(name, (image, share, (suspended, reset, restart))): (String, (_, _, (Option<String>, _, _)))| {
-                    alive(spec(&name, image, share), suspended.as_deref(), reset, restart)
-                };
+        prop::collection::btree_map("[a-f]", (0..3_u8, 1..4_u32, life, any::<bool>()), 0..6).prop_map(|specs| {
+            let spec = |(name, (image, share, (suspended, reset, restart), rights)): Drawn| {
+                let mut spec = alive(spec(&name, image, share), suspended.as_deref(), reset, restart);
+                spec.admin.capabilities.extend(rights.then_some(Capability::NetRaw));
+                spec
+            };
             specs.into_iter().map(spec).collect()
         })
     }
@@ -279,8 +305,8 @@ pub(crate) mod tests {
             let wanted = WantedState { slivers: wanted, reboot: None };
             let mut have: BTreeMap<_, _> = have.iter().map(existing).map(|e| (e.slice.clone(), e)).collect();
             let kept: Vec<_> = have.values().cloned().collect();
-            // A step for every part of a sliver's life, and one for its limits.
-            for _ in 0..4 {
+            // A step for every part of a sliver's life, one for its limits, and one for what it may do.
+            for _ in 0..5 {
                 let actions = plan(&wanted, &have.values().cloned().collect::<Vec<_>>(), &PLENTY);
                 for action in actions {
                     match action {
@@ -294,6 +320,7 @@ pub(crate) mod tests {
                         }
                         Action::Suspend(slice, reason) => have.get_mut(&slice).unwrap().life.suspended = Some(reason),
                         Action::Resume(slice) => have.get_mut(&slice).unwrap().life.suspended = None,
+                        Action::SetAdmin(slice, admin) => have.get_mut(&slice).unwrap().admin = admin,
                         Action::Reset(spec) => {
                             let sliver = have.get_mut(&spec.slice).unwrap();
                             prop_assert!(sliver.life.reset < spec.life.reset);
@@ -307,6 +334,7 @@ pub(crate) mod tests {
             prop_assert_eq!(have.len(), wanted.slivers.len());
             for spec in &wanted.slivers {
                 prop_assert_eq!(have[&spec.slice].rspec, spec.rspec);
+                prop_assert_eq!(&have[&spec.slice].admin, &spec.admin);
             }
             for before in kept.iter().filter(|e| have.contains_key(&e.slice)) {
                 let now = &have[&before.slice];

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use orrery_protocol::{Outcome, SliceName, SliverSpec, SliverState, SliverStatus, WantedState};
+use orrery_protocol::{Admin, Outcome, SliceName, SliverSpec, SliverState, SliverStatus, WantedState};
 
 use crate::{
     accounts::{Account, AccountTable},
@@ -42,6 +42,12 @@ pub trait Host {
     /// # Errors
     /// When it does not.
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()>;
+
+    /// Makes what a sliver sees and may do of the node what `admin` says, ending what runs in it.
+    ///
+    /// # Errors
+    /// When that could not be done; what it had before it has still.
+    fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()>;
 
     /// Discards a sliver's data, importing its image first if need be, and remembers the number of this reset.
     ///
@@ -149,6 +155,7 @@ impl<H: Host> Reconciler<H> {
             Action::Destroy(slice) => (self.host.destroy(slice), "destroyed"),
             Action::Suspend(slice, reason) => (self.host.set_suspended(slice, Some(reason)), "suspended"),
             Action::Resume(slice) => (self.host.set_suspended(slice, None), "resumed"),
+            Action::SetAdmin(slice, admin) => (self.host.set_admin(slice, admin), "given other rights over the node"),
             Action::Reset(spec) => (self.host.reset(spec), "reset"),
             Action::Restart(slice, number) => (self.host.restart(slice, *number), "restarted"),
             Action::Update(spec) => (self.host.update(spec), "given other limits or programs"),
@@ -251,6 +258,12 @@ mod tests {
         fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()> {
             self.fault(slice)?;
             self.slivers.borrow_mut().get_mut(slice).unwrap().life.suspended = reason.map(str::to_owned);
+            Ok(())
+        }
+
+        fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()> {
+            self.fault(slice)?;
+            self.slivers.borrow_mut().get_mut(slice).unwrap().admin = admin.clone();
             Ok(())
         }
 

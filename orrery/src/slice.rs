@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use orrery_central_api::{SliceRecord, SliceSpec, StartOver, StartOverAsked, Suspension};
-use orrery_protocol::{Rspec, SliceName, Startup};
+use orrery_protocol::{Admin, Capability, Rspec, SliceName, Startup, View};
 use orrery_transport::TransportError;
 use serde_json::json;
 use ureq::http::Method;
@@ -95,6 +95,20 @@ pub(crate) enum Slice {
     Resume {
         /// Its name.
         slice: SliceName,
+    },
+    /// Make a slice administrative: let its slivers see and use more of their nodes than any other. All that runs in them ends.
+    Admin {
+        /// Its name.
+        slice: SliceName,
+        /// What they see below /node, instead of what they see now: processes, cgroups, hardware, events.
+        #[arg(long = "view", value_name = "VIEW", value_delimiter = ',', required_unless_present_any = ["capabilities", "none"])]
+        views: Vec<View>,
+        /// What they may do, instead of what they may now: net_raw.
+        #[arg(long = "capability", value_name = "CAPABILITY", value_delimiter = ',')]
+        capabilities: Vec<Capability>,
+        /// Make it an ordinary slice.
+        #[arg(long, conflicts_with_all = ["views", "capabilities"])]
+        none: bool,
     },
     /// Start slivers over from the image. All that they wrote is lost.
     Reset {
@@ -204,6 +218,12 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             client.call(Method::DELETE, &format!("{}/suspension", path(&slice)))?;
             context.print(&get(&slice)?, show)
         }
+        // With `none`, there are neither views nor capabilities.
+        Slice::Admin { slice, views, capabilities, none: _ } => {
+            let admin = Admin { views: views.into_iter().collect(), capabilities: capabilities.into_iter().collect() };
+            client.send(Method::PUT, &format!("{}/admin", path(&slice)), &admin)?;
+            context.print(&get(&slice)?, show)
+        }
         Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
         Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
         Slice::Exec(exec) => exec.run(context),
@@ -238,12 +258,14 @@ fn list(slices: &[SliceRecord]) -> String {
     table(&rows)
 }
 
-fn show(SliceRecord { slice, suspended, spec }: &SliceRecord) -> String {
+fn show(SliceRecord { slice, suspended, admin, spec }: &SliceRecord) -> String {
     let mut rows = vec![("slice", slice.to_string()), ("login", slice.login()), ("image", spec.image.clone())];
     rows.extend(limits::show(&spec.rspec));
     rows.extend(startup::rows(&spec.startup));
     rows.extend(extras::show(spec.rspec.extras));
     rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
+    rows.extend(admin.views.iter().map(|view| ("view", view.to_string())));
+    rows.extend(admin.capabilities.iter().map(|capability| ("capability", capability.to_string())));
     rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
     rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));
     table(&rows.into_iter().map(|(name, value)| vec![name.to_owned(), clean(&value)]).collect::<Vec<_>>())

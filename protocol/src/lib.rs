@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod admin;
 mod artifact;
 mod chunks;
 mod cidr;
@@ -29,6 +30,7 @@ mod sliver;
 mod startup;
 mod trust;
 
+pub use admin::{Admin, AdminWordError, Capability, View};
 pub use artifact::{ArtifactRef, Mismatch, VerifyingReader};
 pub use chunks::{Chunk, ChunkIndex, ChunkIndexError, MAX_CHUNK};
 pub use cidr::{Cidr, CidrError};

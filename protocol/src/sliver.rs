@@ -5,7 +5,7 @@ use core::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{artifact::ArtifactRef, rspec::Rspec, startup::Startup};
+use crate::{admin::Admin, artifact::ArtifactRef, rspec::Rspec, startup::Startup};
 
 /// A slice's name: `<authority>/<name>`, both of lower-case letters and digits, starting with a letter, at
 /// most 32 characters together.
@@ -127,6 +127,9 @@ pub struct SliverSpec {
     /// Whether it runs, and from what on.
     #[serde(default)]
     pub life: Life,
+    /// What it sees and may do of the node.
+    #[serde(default, skip_serializing_if = "Admin::is_none")]
+    pub admin: Admin,
 }
 
 /// All that central wants of a node.

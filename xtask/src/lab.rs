@@ -5,6 +5,8 @@
 
 mod central;
 mod node;
+mod packages;
+mod root_shell;
 mod timeline;
 
 use std::{
@@ -19,6 +21,8 @@ use serde_json::{Value, json};
 
 pub(crate) use central::Central;
 pub(crate) use node::{MediumKind, Node, NodeOptions};
+pub(crate) use packages::PackageArchive;
+pub(crate) use root_shell::RootShell;
 pub(crate) use timeline::Timeline;
 
 use crate::{command, hash, image::Images, ui};

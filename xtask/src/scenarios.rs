@@ -2,6 +2,7 @@
 //!
 //! Each makes an installation of its own, so that they run side by side and in any order.
 
+mod admin;
 mod attended;
 mod clock;
 mod damage;
@@ -15,11 +16,14 @@ mod login;
 mod machinery;
 mod outage;
 mod overcommit;
+mod packages;
 mod reports;
 mod reproducible;
+mod rest;
 mod rollout;
 mod rotation;
 mod safe;
+mod servers;
 mod service;
 mod snapshots;
 mod trust;
@@ -115,6 +119,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("rollout", rollout::rollout),
     Scenario::fast("sliver-limits", limits::limits),
     Scenario::full("own-image", image::own),
+    Scenario::full("administrative-slice", admin::slice),
+    Scenario::full("sliver-packages", packages::packages),
+    Scenario::full("sliver-rest", rest::rest),
+    Scenario::full("sliver-servers", servers::servers),
     Scenario::full("sliver-login", login::login),
     Scenario::full("sliver-service", service::service),
     Scenario::full("sliver-machinery", machinery::machinery),

@@ -29,7 +29,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("orrery-sshd", &["orrery-sys"]),
     ("orrery-image-store", &["orrery-protocol", "orrery-sys"]),
     ("orrery-image-source", &["orrery-image-store", "orrery-protocol"]),
-    ("orrery-sliver", &["orrery-protocol", "orrery-sys", "orrery-image-store"]),
+    ("orrery-sliver", &["orrery-init-api", "orrery-protocol", "orrery-sys", "orrery-image-store"]),
     ("orrery-image-builder", &["orrery-protocol"]),
     ("orrery-qemu", &[]),
     ("orrery-init", &["orrery-init-api", "orrery-protocol", "orrery-sys"]),

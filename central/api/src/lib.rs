@@ -7,8 +7,8 @@ mod peek;
 mod records;
 
 use orrery_protocol::{
-    ArtifactRef, BootState, Digest, Event, Facts, NodeStatus, ReleaseManifest, Rspec, RunLevel, ScriptKind, SliceName,
-    Startup,
+    Admin, ArtifactRef, BootState, Digest, Event, Facts, NodeStatus, ReleaseManifest, Rspec, RunLevel, ScriptKind,
+    SliceName, Startup,
 };
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +134,9 @@ pub struct SliceRecord {
     /// Why it is suspended, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<String>,
+    /// What its slivers see and may do of their nodes. Set by `PUT /v1/slices/{authority}/{name}/admin`, whose body this is.
+    #[serde(default, skip_serializing_if = "Admin::is_none")]
+    pub admin: Admin,
     /// What it is to be.
     #[serde(flatten)]
     pub spec: SliceSpec,

@@ -1,7 +1,7 @@
 //! Slices, and which nodes have slivers of them.
 
 use orrery_central_api::{SliceRecord, SliceSpec};
-use orrery_protocol::{Life, SliceName, SliverSpec, WantedState};
+use orrery_protocol::{Admin, Life, SliceName, SliverSpec, WantedState};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{from_json, from_word, nodes, published, to_json};
@@ -50,6 +50,11 @@ pub(crate) fn remove(db: &Connection, slice: &SliceName) -> rusqlite::Result<boo
 /// Suspends a slice for this reason, or resumes it. Returns whether there is one.
 pub(crate) fn suspend(db: &Connection, slice: &SliceName, reason: Option<&str>) -> rusqlite::Result<bool> {
     Ok(db.execute("UPDATE slices SET suspended = ?2 WHERE name = ?1", (slice.to_string(), reason))? > 0)
+}
+
+/// Makes what a slice sees and may do of nodes what `admin` says. Returns whether there is one.
+pub(crate) fn set_admin(db: &Connection, slice: &SliceName, admin: &Admin) -> rusqlite::Result<bool> {
+    Ok(db.execute("UPDATE slices SET admin = ?2 WHERE name = ?1", (slice.to_string(), to_json(admin)))? > 0)
 }
 
 /// Ways to start a sliver over.
@@ -108,7 +113,7 @@ pub(crate) fn start_over(
     Ok(Ok(number))
 }
 
-const COLUMNS: &str = "name, keys, rspec, image, suspended, startup";
+const COLUMNS: &str = "name, keys, rspec, image, suspended, startup, admin";
 
 fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
     let slice: SliceName = from_word(row, 0)?;
@@ -118,7 +123,7 @@ fn record(db: &Connection, row: &Row<'_>) -> rusqlite::Result<SliceRecord> {
         .collect::<rusqlite::Result<_>>()?;
     let (keys, rspec, startup) = (from_json(row, 1)?, from_json(row, 2)?, from_json(row, 5)?);
     let spec = SliceSpec { keys, rspec, image: row.get(3)?, nodes, startup };
-    Ok(SliceRecord { slice, suspended: row.get(4)?, spec })
+    Ok(SliceRecord { slice, suspended: row.get(4)?, admin: from_json(row, 6)?, spec })
 }
 
 pub(crate) fn list(db: &Connection) -> rusqlite::Result<Vec<SliceRecord>> {
@@ -133,7 +138,7 @@ pub(crate) fn get(db: &Connection, slice: &SliceName) -> rusqlite::Result<Option
 /// All slivers a node should have. `Ok(Err)` names an image that no release has: an incomplete answer would
 /// make the node destroy slivers.
 pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<WantedState, String>> {
-    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart, startup
+    let sql = "SELECT name, keys, rspec, image, suspended, reset, restart, startup, admin
                FROM slices JOIN slivers ON slice = name WHERE node = ?1 ORDER BY name";
     let mut statement = db.prepare_cached(sql)?;
     let mut rows = statement.query([node])?;
@@ -145,7 +150,8 @@ pub(crate) fn wanted(db: &Connection, node: &str) -> rusqlite::Result<Result<Wan
         };
         let (slice, keys, rspec) = (from_word(row, 0)?, from_json(row, 1)?, from_json(row, 2)?);
         let life = Life { suspended: row.get(4)?, reset: row.get(5)?, restart: row.get(6)? };
-        slivers.push(SliverSpec { slice, keys, image, rspec, startup: from_json(row, 7)?, life });
+        let (startup, admin) = (from_json(row, 7)?, from_json(row, 8)?);
+        slivers.push(SliverSpec { slice, keys, image, rspec, startup, life, admin });
     }
     Ok(Ok(WantedState { slivers, reboot: nodes::asked_reboot(db, node)? }))
 }

@@ -293,6 +293,10 @@ impl Machine for Linux {
         self.log.append(&event.to_json_line());
     }
 
+    fn attend_consoles(&mut self) {
+        self.open_shells();
+    }
+
     fn attend(&mut self) {
         if !self.services.contains_key(&Stage::Safe) {
             self.attending = true;

@@ -1,6 +1,6 @@
 //! What is done to slivers and images: a table, which is the place to add to.
 
-use orrery_protocol::{ImageRef, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
+use orrery_protocol::{Admin, ImageRef, Life, Rspec, SliceName, SliverSpec, Startup, WantedState};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Model, Presence};
@@ -294,6 +294,7 @@ impl Op {
                 rspec: rspec(limits),
                 life: Life::default(),
                 startup: Startup::default(),
+                admin: Admin::default(),
             }),
             Self::Destroy { slot } => wanted.slivers.retain(|sliver| sliver.slice != slice(slot)),
             _ => {

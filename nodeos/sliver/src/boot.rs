@@ -17,7 +17,7 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use orrery_protocol::Extras;
+use orrery_protocol::{Admin, Extras};
 use orrery_sys::namespace::{self, Fork, fork, unshare};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
@@ -30,6 +30,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admin::{Broker, Views},
     error::SliverError,
     first,
     internal::{BOOT, become_sliver_root, helper_command},
@@ -50,6 +51,8 @@ pub(crate) struct Order {
     /// The leaf of the first process.
     pub(crate) leaf: PathBuf,
     pub(crate) extras: Extras,
+    /// What is seen of the node.
+    pub(crate) admin: Admin,
 }
 
 /// Runs the helper and waits for it. The helper and what it forks hold `lock` as their standard output, until the first process
@@ -84,7 +87,7 @@ const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
 /// What is covered in /proc: files by /dev/null, directories by an empty one. Permissions guard most of it already: its owner,
 /// the node's root, is nobody inside.
-const MASKED: &[&str] = &[
+pub(crate) const MASKED: &[&str] = &[
     // The kernel's memory, addresses and log.
     "kcore",
     "kallsyms",
@@ -119,12 +122,12 @@ const MASKED: &[&str] = &[
 /// An error with what was attempted, for one line on standard error.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}: {source}")]
-struct Failed {
+pub(crate) struct Failed {
     doing: String,
     source: io::Error,
 }
 
-trait Doing<T> {
+pub(crate) trait Doing<T> {
     fn doing(self, doing: impl Into<String>) -> Result<T, Failed>;
 }
 
@@ -255,6 +258,8 @@ fn make_name_spaces(
     fs::write(order.leaf.join("cgroup.procs"), "0").doing("joining the control group")?;
     // All of a sliver goes before anything of the node's when that is short of memory.
     fs::write("/proc/self/oom_score_adj", "500").doing("setting the OOM score")?;
+    // While this process has rights over the node.
+    let broker = Broker::start_if(&order.admin, order.id_base, &order.leaf).doing("starting who makes sockets")?;
     become_owner(order.id_base).doing("becoming the sliver's owner")?;
     unshare(UnshareFlags::NEWUSER).doing("making a user namespace")?;
     unshared.write_all(b"+").doing("telling of the user namespace")?;
@@ -274,7 +279,7 @@ fn make_name_spaces(
         }
         Fork::Child => {
             drop(unshared);
-            let Err(error) = be_first_process(order, go);
+            let Err(error) = be_first_process(order, go, broker);
             let _ = write!(answer, "{error}");
             std::process::exit(1)
         }
@@ -295,7 +300,7 @@ fn become_owner(id: u32) -> io::Result<()> {
 }
 
 /// The first process's life. The helper hears that all is there by the end of the pipe for answers, which closes with all others.
-fn be_first_process(order: &Order, go: &File) -> Result<Infallible, Failed> {
+fn be_first_process(order: &Order, go: &File, broker: Option<Broker>) -> Result<Infallible, Failed> {
     if read_byte(go).is_err() {
         // The helper failed, and tells of it itself.
         std::process::exit(1)
@@ -308,7 +313,7 @@ fn be_first_process(order: &Order, go: &File) -> Result<Infallible, Failed> {
     rustix::process::chdir("/").doing("changing to the root")?;
     rustix::process::setsid().doing("leading a session")?;
     let _ = rustix::thread::set_name(c"sliver");
-    become_sliver_root(order.extras.nesting).doing("becoming the sliver's root")?;
+    become_sliver_root(order.extras.nesting, broker).doing("becoming the sliver's root")?;
     first::serve().doing("opening the door")
 }
 
@@ -347,6 +352,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     )?;
     let proc = mount_inside("proc", &order.scratch, waiting.pid)?;
     let nested = order.extras.nesting.then(|| ForContainers::make(&order.scratch, waiting.pid)).transpose()?;
+    let views = Views::take(&order.admin, waiting.user_name_space.as_fd())?;
     take_root(&overlay)?;
 
     // From here on every path is resolved inside, where the sliver may have put symbolic links.
@@ -395,6 +401,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     if let Some(nested) = nested {
         nested.attach(&root, [temporary("500", "4k", small | noexec)?, temporary("555", "4k", small | noexec)?])?;
     }
+    views.mount(&root)?;
     if let Some(text) = resolver {
         root.write("etc", "resolv.conf", &text)?;
     }
@@ -402,13 +409,13 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
 }
 
 /// A detached copy of a mount, or of a single file of one.
-fn clone_tree(path: &str) -> Result<OwnedFd, Failed> {
+pub(crate) fn clone_tree(path: &str) -> Result<OwnedFd, Failed> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     rustix::mount::open_tree(CWD, path, flags).doing(format!("opening {path}"))
 }
 
 /// A new file system, not attached anywhere. An option without value is a flag.
-fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Failed> {
+pub(crate) fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Failed> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(format!("opening {kind}"))?;
     for (key, value) in options {
         if value.is_empty() {
@@ -510,7 +517,7 @@ fn take_root(root: &OwnedFd) -> Result<(), Failed> {
 }
 
 /// The sliver's root from within. Nothing follows symbolic links.
-struct Inside {
+pub(crate) struct Inside {
     directory: OwnedFd,
     owner: (Uid, Gid),
 }
@@ -533,7 +540,7 @@ impl Inside {
     }
 
     /// Mounts on a directory, which is made if there is none.
-    fn mount(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
+    pub(crate) fn mount(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
         let open = || self.resolve(path, OFlags::PATH | OFlags::DIRECTORY);
         let target = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -550,7 +557,7 @@ impl Inside {
     }
 
     /// Mounts on a new empty file.
-    fn file(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
+    pub(crate) fn file(&self, path: &str, mount: &OwnedFd) -> Result<(), Failed> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         let file =
             rustix::fs::openat(&self.directory, path, flags, Mode::from(0o644)).doing(format!("making /{path}"))?;
@@ -574,7 +581,7 @@ impl Inside {
     }
 
     /// Covers a file with `/dev/null` or a directory with `/sys`, which is empty, if there is any.
-    fn mask(&self, path: &str) -> Result<(), Failed> {
+    pub(crate) fn mask(&self, path: &str) -> Result<(), Failed> {
         let doing = || format!("masking /{path}");
         let target = match self.resolve(path, OFlags::PATH) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

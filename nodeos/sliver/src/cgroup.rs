@@ -15,6 +15,9 @@ use crate::{
     error::{At, SliverError},
 };
 
+/// The leaf of the node's process that makes sockets for an administrative sliver.
+pub(crate) const BROKER: &str = "broker";
+
 /// How long a group may take to stand still. A process that waits for a disk does so only once it is served.
 const FREEZING: Duration = Duration::from_secs(10);
 
@@ -242,7 +245,9 @@ impl ControlGroup {
         self.first_process()?;
         let cpu = fs::read_to_string(self.path.join("cpu.stat")).ok()?;
         let cpu_microseconds = cpu.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())?;
-        Some(Activity { processes: self.usage().1, cpu_microseconds })
+        // Which does nothing of its own accord.
+        let broker = processes(&self.path.join(BROKER)).map_or(0, |all| all.len() as u32);
+        Some(Activity { processes: self.usage().1.saturating_sub(broker), cpu_microseconds })
     }
 
     /// Bytes of memory in use that the kernel cannot just drop, if there is the group.

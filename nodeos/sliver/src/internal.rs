@@ -8,7 +8,12 @@ use std::{
 
 use rustix::process::DumpableBehavior;
 
-use crate::{boot, confine::confine, enter, keeper, log, snapshot};
+use crate::{
+    admin::{self, Broker},
+    boot,
+    confine::confine,
+    enter, keeper, log, snapshot,
+};
 
 /// The first argument of the helper that starts a sliver.
 pub(crate) const BOOT: &str = "sliver-boot";
@@ -20,12 +25,14 @@ pub(crate) const KEEP: &str = "sliver-keep";
 pub(crate) const LOG: &str = "sliver-log";
 /// The first argument of the helper that works on the layer of one, before its order.
 pub(crate) const LAYER: &str = "sliver-layer";
+/// The first argument of the helper that makes sockets for an administrative one.
+pub(crate) const SOCKETS: &str = "sliver-sockets";
 
 /// To be called first thing in `main`, before any thread exists: does a helper's work if that is what this process was made
 /// for, and returns what to exit with; returns nothing otherwise. `arguments` are those of the process, its name first.
 pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     let word = arguments.nth(1)?;
-    if ![BOOT, ENTER, KEEP, LOG, LAYER].iter().any(|known| word == *known) {
+    if ![BOOT, ENTER, KEEP, LOG, LAYER, SOCKETS].iter().any(|known| word == *known) {
         return None;
     }
     if let Err(error) = hide() {
@@ -36,6 +43,7 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
         Some(BOOT) => boot::helper(),
         Some(ENTER) => enter::helper(),
         Some(KEEP) => keeper::helper(arguments),
+        Some(SOCKETS) => admin::broker(),
         Some(LAYER) => snapshot::helper(arguments.next()),
         _ => log::helper(arguments),
     })
@@ -45,7 +53,7 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
 /// over the node. Between joining a sliver and becoming its command, a process still has the node's memory and identity,
 /// while the sliver's root sees it and may trace what is in its namespaces. Forking keeps this and executing ends it; what
 /// comes between, becoming somebody else, sets it to `fs.suid_dumpable`, which [`crate::prepare_node`] makes the same.
-fn hide() -> io::Result<()> {
+pub(crate) fn hide() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
@@ -56,8 +64,9 @@ pub(crate) fn helper_command(word: &str) -> Command {
     command
 }
 
-/// Becomes the root of the sliver whose user namespace this process is in, confined as all there, for good.
-pub(crate) fn become_sliver_root(nesting: bool) -> io::Result<()> {
+/// Becomes the root of the sliver whose user namespace this process is in, confined as all there, for good. In an administrative
+/// sliver, a `broker` makes sockets for this process.
+pub(crate) fn become_sliver_root(nesting: bool, broker: Option<Broker>) -> io::Result<()> {
     use rustix::{
         process::{Gid, Uid},
         thread,
@@ -65,7 +74,7 @@ pub(crate) fn become_sliver_root(nesting: bool) -> io::Result<()> {
     thread::set_thread_groups(&[Gid::ROOT])?;
     thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    confine(nesting)?;
+    confine(nesting, broker)?;
     // Whatever that did to it.
     hide()
 }

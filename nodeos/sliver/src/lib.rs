@@ -9,6 +9,7 @@
 //! The work inside namespaces, beside them, and on layers for their users, is done by the program itself, run again with a first
 //! argument of `sliver-boot`, `sliver-enter`, `sliver-keep`, `sliver-log` or `sliver-layer`: see [`internal_main`].
 
+mod admin;
 mod boot;
 mod cgroup;
 mod confine;

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orrery_protocol::{Life, Rspec, SliverSpec, Startup};
+use orrery_protocol::{Admin, Life, Rspec, SliverSpec, Startup};
 use orrery_sys::quota;
 use rustix::{
     fs::{CWD, FlockOperation, RenameFlags},
@@ -181,8 +181,8 @@ impl Slivers {
         match self.get(&login) {
             Ok(now) if now.image != image => return Err(SliverError::Exists(login)),
             Ok(now) => {
-                let life = now.spec.life.clone();
-                let record = Record { spec: SliverSpec { life, ..spec.clone() }, ..now.clone() };
+                let (life, admin) = (now.spec.life.clone(), now.spec.admin.clone());
+                let record = Record { spec: SliverSpec { life, admin, ..spec.clone() }, ..now.clone() };
                 if record != now {
                     record.store(&directory.join(RECORD))?;
                 }
@@ -290,6 +290,22 @@ impl Slivers {
         record.store(&self.directory(login).join(RECORD))
     }
 
+    /// Makes what a sliver sees and may do of the node what `admin` says. If that is another thing than now, the sliver stops: what
+    /// had rights that it is not to have any more ends with them.
+    ///
+    /// # Errors
+    /// As [`Slivers::stop`].
+    pub fn set_admin(&self, login: &str, admin: &Admin) -> Result<(), SliverError> {
+        let lock = self.lock(login)?;
+        let mut record = self.get(login)?;
+        if record.spec.admin == *admin {
+            return Ok(());
+        }
+        self.stop_locked(login, &lock)?;
+        record.spec.admin = admin.clone();
+        record.store(&self.directory(login).join(RECORD))
+    }
+
     /// Sets the limits of a sliver to `rspec`, whether it runs or not.
     ///
     /// # Errors
@@ -367,6 +383,7 @@ impl Slivers {
             scratch,
             leaf: group.init(),
             extras: record.spec.rspec.extras,
+            admin: record.spec.admin.clone(),
         };
         for path in [&order.lower, &order.upper, &order.scratch] {
             if !boot::is_plain(path) {

@@ -156,7 +156,11 @@ impl Mirror {
             for peer in listener.incoming().flatten() {
                 let (folder, count) = (folder.clone(), Arc::clone(&count));
                 // A peer that goes away in the middle is no news.
-                thread::spawn(move || while answer(&peer, &folder, manner, &count).is_ok() {});
+                thread::spawn(move || {
+                    // One for the whole connection: requests may come before the answers to those before them.
+                    let mut requests = BufReader::new(&peer);
+                    while answer(&mut requests, &folder, manner, &count).is_ok() {}
+                });
             }
         });
         Ok(Self { url: format!("http://10.0.2.2:{port}"), sent })
@@ -168,8 +172,9 @@ impl Mirror {
     }
 }
 
-fn answer(mut peer: &TcpStream, folder: &Path, manner: Manner, sent: &AtomicU64) -> io::Result<()> {
-    let (name, range) = request(peer)?;
+fn answer(requests: &mut BufReader<&TcpStream>, folder: &Path, manner: Manner, sent: &AtomicU64) -> io::Result<()> {
+    let (name, range) = request(requests)?;
+    let mut peer = *requests.get_ref();
     let path: PathBuf = folder.join(name);
     let Ok(mut file) = File::open(&path) else {
         return peer.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
@@ -210,9 +215,9 @@ fn answer(mut peer: &TcpStream, folder: &Path, manner: Manner, sent: &AtomicU64)
 type Asked = (u64, Option<u64>);
 
 /// The name and the range that a request asks for.
-fn request(peer: &TcpStream) -> io::Result<(String, Option<Asked>)> {
+fn request(requests: &mut BufReader<&TcpStream>) -> io::Result<(String, Option<Asked>)> {
     let bad = || io::Error::from(io::ErrorKind::InvalidData);
-    let mut lines = BufReader::new(peer).lines();
+    let mut lines = requests.lines();
     let first = lines.next().ok_or_else(bad)??;
     let name = first.split(' ').nth(1).and_then(|path| path.rsplit('/').next()).ok_or_else(bad)?.to_owned();
     let mut range = None;

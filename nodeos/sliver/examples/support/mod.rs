@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
-use orrery_protocol::{ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec, Startup};
+use orrery_protocol::{Admin, ArtifactRef, Digest, ImageRef, Life, Rspec, SliverSpec, Startup};
 use orrery_sliver::prepare_node;
 use rustix::mount::{MountFlags, mount};
 
@@ -33,6 +33,7 @@ pub(crate) fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
         rspec,
         startup: Startup::default(),
         life: Life::default(),
+        admin: Admin::default(),
     })
 }
 

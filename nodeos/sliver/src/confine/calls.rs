@@ -61,6 +61,7 @@ const AF_UNIX: u32 = libc::AF_UNIX as u32;
 const AF_INET: u32 = libc::AF_INET as u32;
 const AF_INET6: u32 = libc::AF_INET6 as u32;
 const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
+const AF_PACKET: u32 = libc::AF_PACKET as u32;
 
 const PER_LINUX32: u32 = 8;
 
@@ -260,7 +261,13 @@ pub(super) const REFUSALS: &[Refusal] = &[
     Refusal {
         calls: calls![SYS_socket SYS_socketpair],
         when: &[
-            &[(0, Is::Not(AF_UNIX)), (0, Is::Not(AF_INET)), (0, Is::Not(AF_INET6)), (0, Is::Not(AF_NETLINK))],
+            &[
+                (0, Is::Not(AF_UNIX)),
+                (0, Is::Not(AF_INET)),
+                (0, Is::Not(AF_INET6)),
+                (0, Is::Not(AF_NETLINK)),
+                (0, Is::Not(AF_PACKET)),
+            ],
             &[
                 (0, Is::Equal(AF_NETLINK)),
                 (2, Is::Not(libc::NETLINK_ROUTE as u32)),
@@ -269,10 +276,19 @@ pub(super) const REFUSALS: &[Refusal] = &[
         ],
         answer: Errno::AFNOSUPPORT,
         where_nested: Refused,
-        why: "packet sockets pass by the packet filter; the other families are code that nothing needs. The two kinds of \
-              netlink list addresses and sockets, which C libraries and ss do",
+        why: "these families are code that nothing needs. The two kinds of netlink list addresses and sockets, which C \
+              libraries and ss do",
     },
 ];
+
+/// What is refused beside that, unless the sliver is an administrative one for which the node makes such sockets.
+pub(super) const UNLESS_BROKERED: &[Refusal] = &[Refusal {
+    calls: calls![SYS_socket],
+    when: &[&[(0, Is::Equal(AF_PACKET))]],
+    answer: Errno::AFNOSUPPORT,
+    where_nested: Refused,
+    why: "packet sockets pass by the packet filter, and see what is not the sliver's",
+}];
 
 #[cfg(test)]
 mod tests {
@@ -281,7 +297,7 @@ mod tests {
     #[test]
     fn rows_are_sound() {
         let mut seen = Vec::new();
-        for row in REFUSALS {
+        for row in REFUSALS.iter().chain(UNLESS_BROKERED) {
             assert!(!row.why.is_empty() && !row.calls.is_empty(), "{row:?}");
             for (name, number) in row.calls {
                 assert!((0..=LAST_REVIEWED).contains(number), "{name} is {number}");

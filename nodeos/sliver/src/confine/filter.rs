@@ -12,25 +12,27 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{Is, LAST_REVIEWED, Nested, REFUSALS, Refusal, Test};
+use super::calls::{Is, LAST_REVIEWED, Nested, REFUSALS, Refusal, Test, UNLESS_BROKERED};
 
-/// All programs, for a sliver that may nest containers or one that may not. Their order is of no consequence.
-pub(super) fn programs(nesting: bool) -> Result<Vec<Vec<sock_filter>>, BackendError> {
-    let rows: Vec<_> = REFUSALS.iter().filter(|row| !nesting || row.where_nested == Nested::Refused).collect();
+/// All programs, for a sliver that may nest containers or may not, and has a broker of sockets or has none. Their order is of no
+/// consequence.
+pub(super) fn programs(nesting: bool, brokered: bool) -> Result<Vec<Vec<sock_filter>>, BackendError> {
+    let rows = REFUSALS.iter().chain(UNLESS_BROKERED.iter().filter(|_| !brokered));
+    let rows: Vec<_> = rows.filter(|row| !nesting || row.where_nested == Nested::Refused).collect();
     let mut answers: Vec<Errno> = rows.iter().map(|row| row.answer).collect();
     answers.sort_unstable_by_key(|answer| answer.raw_os_error());
     answers.dedup();
     answers.into_iter().map(|answer| refusing(&rows, answer)).chain([Ok(unreviewed())]).collect()
 }
 
-/// Those of the rows with this answer.
+/// Those of `rows` with this answer.
 fn refusing(rows: &[&Refusal], answer: Errno) -> Result<Vec<sock_filter>, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.answer == answer) {
         for (_, number) in row.calls {
-            let rows = rules.entry(*number).or_default();
+            let cases = rules.entry(*number).or_default();
             for tests in row.when {
-                rows.push(SeccompRule::new(tests.iter().map(condition).collect::<Result<_, _>>()?)?);
+                cases.push(SeccompRule::new(tests.iter().map(condition).collect::<Result<_, _>>()?)?);
             }
         }
     }
@@ -47,6 +49,36 @@ fn condition(&(argument, is): &Test) -> Result<SeccompCondition, BackendError> {
         Is::With(bits) => (SeccompCmpOp::MaskedEq(bits.into()), bits),
     };
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value.into())
+}
+
+/// The calls that a broker answers: for packet sockets, and for raw ones of both versions of IP.
+pub(super) fn handed_over() -> Vec<sock_filter> {
+    const fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
+        sock_filter { code: code as u16, jt, jf, k }
+    }
+    const fn load(offset: u32) -> sock_filter {
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset)
+    }
+    const fn is(value: i32, jt: u8, jf: u8) -> sock_filter {
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, value as u32)
+    }
+    const FIRST_ARGUMENT: u32 = 16;
+    const SECOND_ARGUMENT: u32 = 24;
+    // The flags in a socket's type are above these bits.
+    const TYPE: u32 = 0xf;
+    vec![
+        load(0),
+        is(libc::SYS_socket as i32, 0, 8),
+        load(FIRST_ARGUMENT),
+        is(libc::AF_PACKET, 5, 0),
+        is(libc::AF_INET, 1, 0),
+        is(libc::AF_INET6, 0, 4),
+        load(SECOND_ARGUMENT),
+        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, TYPE),
+        is(libc::SOCK_RAW, 0, 1),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
 }
 
 /// What the table's author has not seen does not exist. Numbers of the x32 kind are large and fall under this too.
@@ -92,9 +124,18 @@ mod tests {
 
     /// The strictest answer, which has the smallest number if taken with its sign.
     fn answer(nesting: bool, architecture: u32, number: u32, arguments: &[u64]) -> u32 {
+        strictest(programs(nesting, false), architecture, number, arguments)
+    }
+
+    fn strictest(
+        programs: Result<Vec<Vec<sock_filter>>, BackendError>,
+        architecture: u32,
+        number: u32,
+        arguments: &[u64],
+    ) -> u32 {
         let mut all = [0; 6];
         all[..arguments.len()].copy_from_slice(arguments);
-        let programs = programs(nesting).expect("compiling");
+        let programs = programs.expect("compiling");
         programs.iter().map(|p| run(p, architecture, number, all)).min_by_key(|a| *a as i32).expect("a program")
     }
 
@@ -141,8 +182,42 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_gets_its_calls_and_no_other() {
+        let check = |call: libc::c_long, arguments: &[u64], expect: u32| {
+            let programs = programs(false, true).map(|mut all| {
+                all.push(handed_over());
+                all
+            });
+            assert_eq!(strictest(programs, X86_64, call as u32, arguments), expect, "{call} {arguments:x?}");
+        };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32;
+        let (handed, allowed) = (libc::SECCOMP_RET_USER_NOTIF, libc::SECCOMP_RET_ALLOW);
+        let [unix, inet, inet6, netlink, packet, vsock] =
+            [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_VSOCK]
+                .map(|f| f as u64);
+        let [stream, datagram, raw] = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_RAW].map(|kind| kind as u64);
+        let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+        for kind in [datagram, raw, raw | flags] {
+            check(libc::SYS_socket, &[packet, kind, 0x300], handed);
+        }
+        for family in [inet, inet6] {
+            check(libc::SYS_socket, &[family, raw, 1], handed);
+            check(libc::SYS_socket, &[family, raw | flags, 1], handed);
+            check(libc::SYS_socket, &[family, stream | flags, 0], allowed);
+            check(libc::SYS_socket, &[family, datagram, 1], allowed);
+        }
+        check(libc::SYS_socket, &[unix, raw, 0], allowed);
+        check(libc::SYS_socket, &[netlink, raw, 0], allowed);
+        check(libc::SYS_socket, &[netlink, raw, 12], refused);
+        check(libc::SYS_socket, &[vsock, stream, 0], refused);
+        check(libc::SYS_socketpair, &[packet, raw, 0], allowed);
+        check(libc::SYS_read, &[packet, raw, 0], allowed);
+        check(libc::SYS_mount, &[], libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
+    }
+
+    #[test]
     fn every_row_refuses_unless_nesting_lifts_it() {
-        for (row, nesting) in REFUSALS.iter().flat_map(|row| [(row, false), (row, true)]) {
+        for (row, nesting) in REFUSALS.iter().chain(UNLESS_BROKERED).flat_map(|row| [(row, false), (row, true)]) {
             for (name, number) in row.calls {
                 let always: When = &[&[]];
                 for tests in if row.when.is_empty() { always } else { row.when } {

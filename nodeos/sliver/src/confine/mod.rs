@@ -15,19 +15,25 @@ use std::io;
 use orrery_sys::seccomp;
 use rustix::thread;
 
+use crate::admin::Broker;
+
 /// Gives up all capabilities but those of the table, of this process and of everything it will execute, and makes the sliver's
-/// Landlock domain and filter, which leaves out what containers need where `nesting` says so. To be called with `CAP_SYS_ADMIN`
-/// in the sliver's user namespace; it is gone afterwards.
+/// Landlock domain and filter, which leaves out what containers need where `nesting` says so. With a `broker`, that gets the calls
+/// for sockets over the node's network, instead of their refusal. To be called with `CAP_SYS_ADMIN` in the sliver's user
+/// namespace; it is gone afterwards.
 ///
 /// # Errors
 /// When the kernel refuses a part. The process must not go on then.
-pub(crate) fn confine(nesting: bool) -> io::Result<()> {
+pub(crate) fn confine(nesting: bool, broker: Option<Broker>) -> io::Result<()> {
     let kept = capabilities::kept();
     capabilities::bound(kept)?;
     // Before the capability that these two need goes.
     scope::enter().map_err(io::Error::other)?;
-    for program in filter::programs(nesting).map_err(io::Error::other)? {
+    for program in filter::programs(nesting, broker.is_some()).map_err(io::Error::other)? {
         seccomp::install(&program)?;
+    }
+    if let Some(broker) = broker {
+        broker.give(seccomp::install_with_listener(&filter::handed_over())?)?;
     }
     let sets = thread::CapabilitySets { effective: kept, permitted: kept, inheritable: thread::CapabilitySet::empty() };
     Ok(thread::set_capabilities(None, sets)?)
