@@ -13,6 +13,8 @@ use orrery_sshd::{
     Accounts, Command, HostKey, Limits, Login, Network, PublicKey, Session, SessionRequest, parse_key, serve_blocking,
 };
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use crate::{
     accounts::{Account, AccountFile},
     paths,
@@ -27,6 +29,9 @@ const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
 /// The subsystems that print what a sliver's own programs said: until now, and from then on.
 const LOGS: &str = "orrery-logs";
 const FOLLOW_LOGS: &str = "orrery-logs-follow";
+
+/// Open files, enough for all connections with all that one account may forward. Slivers have a limit of their own.
+const FILES: u64 = 65_536;
 
 /// What to run inside a sliver, as its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +84,8 @@ pub fn run(host_key: HostKey, entrance: Arc<dyn Entrance>, ready: impl FnOnce())
         // A kernel without IPv6.
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))
         .with_context(|| format!("listening on port {PORT}"))?;
+    let files = Rlimit { current: Some(FILES), maximum: Some(FILES) };
+    setrlimit(Resource::Nofile, files).context("raising the limit of open files")?;
     ready();
     let gate = Gate { accounts: Arc::new(AccountFile::new(paths::ACCOUNTS)), entrance };
     serve_blocking(listener, host_key, Arc::new(gate), Limits::default()).context("serving ssh")
