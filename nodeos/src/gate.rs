@@ -12,7 +12,6 @@ use orrery_protocol::{LayerTask, SliceName, SliverState};
 use orrery_sshd::{
     Accounts, Command, HostKey, Limits, Login, Network, PublicKey, Session, SessionRequest, parse_key, serve_blocking,
 };
-
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{
