@@ -552,6 +552,10 @@ fn killed(slivers: &Slivers) -> Result<()> {
     ensure!(said.contains("under way"), "{said}");
     slivers.work_ended(login)?;
     ensure!(frozen()?, "another's end set it going");
+    // Suspending and resuming are remembered, and done when it may go on.
+    slivers.set_suspended(login, Some("a test"))?;
+    slivers.set_suspended(login, None)?;
+    ensure!(frozen()?, "it was set going by a resumption");
     // Who comes in waits.
     let waiting = AtomicBool::new(true);
     thread::scope(|scope| -> Result<()> {
@@ -560,10 +564,7 @@ fn killed(slivers: &Slivers) -> Result<()> {
             waiting.store(false, Ordering::Relaxed);
             said
         });
-        // Suspending and resuming are remembered, and done when it may go on.
-        slivers.set_suspended(login, Some("a test"))?;
-        slivers.set_suspended(login, None)?;
-        ensure!(frozen()? && waiting.load(Ordering::Relaxed), "it was set going by a resumption");
+        ensure!(frozen()? && waiting.load(Ordering::Relaxed), "it was set going by a login");
         worker.kill()?;
         worker.wait()?;
         slivers.work_ended(login)?;

@@ -365,20 +365,22 @@ impl Slivers {
     }
 }
 
-/// The oldest process of the service that is in the sliver's PID namespace: the one that was started, as long as that is there. The
-/// helper it was entered by, which is in the leaf too, is of the node's.
+/// The oldest process of the service that is in the sliver's PID namespace: the one that was started, as long as that is there. In the
+/// leaf, too, are the helper it was entered by, which is of the node's, and its session, which the sliver's first process forked.
 fn oldest_inside(group: &ControlGroup) -> Option<OwnedFd> {
     let leaf = group.leaf(Role::Service.word());
+    let first = group.first_process()?.as_raw_nonzero().to_string();
     let ours = fs::read_link("/proc/self/ns/pid").ok()?;
     let started = |pid: Pid| -> Option<u64> {
         let proc = format!("/proc/{}", pid.as_raw_nonzero());
         if fs::read_link(format!("{proc}/ns/pid")).ok()? == ours {
             return None;
         }
-        // The 22nd field; the second, a name in brackets, may have blanks.
+        // The fields after the second, a name in brackets, which may have blanks. The fourth is the parent, the 22nd the start.
         let stat = fs::read(format!("{proc}/stat")).ok()?;
         let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
-        std::str::from_utf8(stat.get(after..)?).ok()?.split(' ').nth(19)?.parse().ok()
+        let fields: Vec<_> = std::str::from_utf8(stat.get(after..)?).ok()?.split(' ').collect();
+        if *fields.get(1)? == first { None } else { fields.get(19)?.parse().ok() }
     };
     let inside = processes(&leaf).ok()?.into_iter().filter_map(|pid| Some((started(pid)?, pid)));
     let (_, oldest) = inside.min_by_key(|(started, pid)| (*started, pid.as_raw_nonzero()))?;
