@@ -1,11 +1,11 @@
 //! A node manager that is killed again and again while central changes its mind.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, EARLY, SLIVER, installed};
-use crate::lab::NodeOptions;
+use crate::lab::{NodeOptions, RootShell};
 
 /// Seconds between kills: some before the manager has asked central, some while it works. Each costs it a longer pause.
 const PAUSES: &str = "0.2 2.3 5.1 8.4 12.9 21.3";
@@ -18,7 +18,6 @@ pub(super) fn manager(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let options = NodeOptions { memory_mib: 768, ..NodeOptions::default() };
     let (node, mut vm) = installed(&lab, "n1", options)?;
-    let key = fs::read_to_string(node.disk.with_file_name("node.toml.recovery")).context("reading the recovery key")?;
     for slice in SLICES {
         lab.add_slice(slice, &["n1"], &["mem_limit=64M", "disk_quota=32M"])?;
     }
@@ -26,13 +25,9 @@ pub(super) fn manager(bench: &Bench<'_>) -> Result<()> {
         let written = node.run_when_ready(&lab, login, "echo text > /root/note; sync", SLIVER)?;
         ensure!(written.success(), "writing in {login}: {written}");
     }
-    vm.send("\n")?;
-    vm.expect("recovery key:", EARLY)?;
-    vm.send(&format!("{}\n", key.trim()))?;
-    vm.expect("orrery-node --help", EARLY)?;
-    let kill =
-        format!("(for s in {PAUSES}; do sleep $s; pkill -9 -f node-manager; done; echo kills$((40 + 2))over) &\n");
-    vm.send(&kill)?;
+    let mut shell = RootShell::open(&node, &mut vm)?;
+    let kills = format!("for s in {PAUSES}; do sleep $s; pkill -9 -f node-manager; done; echo over > /tmp/kills");
+    shell.run(&format!("({kills}) > /dev/null 2>&1 &"), EARLY)?;
 
     let orrery = |arguments: &[&str]| lab.orrery(arguments.iter().copied(), [] as [&Path; 0]).map(drop);
     orrery(&["slice", "set", "test/changed", "--rspec", "cpu_share=55"])?;
@@ -40,7 +35,7 @@ pub(super) fn manager(bench: &Bench<'_>) -> Result<()> {
     orrery(&["slice", "reset", "test/fresh"])?;
     orrery(&["slice", "remove", "test/gone"])?;
     lab.add_slice("test/late", &["n1"], &["mem_limit=64M", "disk_quota=32M"])?;
-    vm.expect("kills42over", KILLS)?;
+    node.wait_for(KILLS, "end of the kills", || Ok(shell.run("cat /tmp/kills || true", EARLY)?.contains("over\n")))?;
 
     let mut wanted = SLICES.map(|slice| (slice, if slice == "test/held" { "suspended" } else { "ready" }));
     wanted[4] = ("test/late", "ready");
@@ -56,14 +51,13 @@ pub(super) fn manager(bench: &Bench<'_>) -> Result<()> {
     node.wait_for(SLIVER, "reset", || Ok(!answer("test_fresh", "cat /root/note")?.success()))?;
     ensure!(answer("test_changed", "true")?.success(), "the changed sliver is closed");
 
-    let mut say = |what: &str, expect: &str| -> Result<()> {
-        vm.send(&format!("echo is$((40 + 2)) {what}\n"))?;
-        let line = vm.expect("is42", EARLY)?.line;
-        ensure!(line.trim_end().ends_with(&format!("is42 {expect}")), "`{what}` is {line:?}, not {expect:?}");
+    let mut check = |command: &str, expect: &str| -> Result<()> {
+        let said = shell.run(command, EARLY)?;
+        ensure!(said.split_whitespace().eq(expect.split_whitespace()), "`{command}` says {said:?}, not {expect:?}");
         Ok(())
     };
-    say("$(cat /sys/fs/cgroup/slivers/test_changed/cpu.weight)", "55")?;
-    say("$(ls -A /data/slivers)", "test_changed test_fresh test_held test_kept test_late")?;
-    say("$(grep -c -e overlay -e /run/slivers /proc/mounts)", "0")?;
-    say("$(ls -d /sys/fs/cgroup/slivers/test_gone /run/slivers/test_gone 2>/dev/null | wc -l)", "0")
+    check("cat /sys/fs/cgroup/slivers/test_changed/cpu.weight", "55")?;
+    check("ls -A /data/slivers", "test_changed test_fresh test_held test_kept test_late")?;
+    check("grep -c -e overlay -e /run/slivers /proc/mounts || true", "0")?;
+    check("ls -d /sys/fs/cgroup/slivers/test_gone /run/slivers/test_gone 2>/dev/null | wc -l", "0")
 }

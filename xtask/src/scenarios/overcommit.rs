@@ -28,7 +28,7 @@ exec perl -e 'for (1 .. 300) { push @hoard, "x" x (1 << 20); select(undef, undef
 pub(super) fn overcommit(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let (node, _vm) = installed(&lab, "n1", NodeOptions::default())?;
-    lab.add_slice("test/sure", &["n1"], &["cpu_pct=60,mem_limit=64M"])?;
+    lab.add_slice("test/sure", &["n1"], &["cpu_pct=140,mem_limit=64M"])?;
     node.run_when_ready(&lab, "test_sure", "true", SLIVER)?;
     lab.add_slice("test/first", &["n1"], &["cpu_pct=30,mem_limit=320M"])?;
     let refused = || Ok(status(&lab, "test/first")?["error"].as_str().is_some_and(|e| e.contains("has 20 % left")));
