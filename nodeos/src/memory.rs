@@ -21,9 +21,9 @@ const TRIGGER: &[u8] = b"some 150000 1000000\0";
 /// How often it looks without being woken.
 const LOOK: Duration = Duration::from_secs(10);
 /// A part of the memory; below it, with processes standing still, memory is tight.
-const TIGHT: u64 = 8;
+const TIGHT: u64 = 7;
 /// As above; memory is short.
-const SHORT: u64 = 20;
+const SHORT: u64 = 10;
 /// Per cent of the last ten seconds in which some process stood still, from which on that is a sign.
 const SOME_TIGHT: f32 = 10.0;
 const SOME_SHORT: f32 = 40.0;
