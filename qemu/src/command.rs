@@ -22,7 +22,7 @@ pub(crate) struct RunFiles<'a> {
 /// The machine starts stopped, so that its link can be set before its first instruction.
 pub(crate) fn arguments(spec: &VmSpec, acceleration: Acceleration, files: &RunFiles<'_>) -> Vec<String> {
     let mut line = Line(Vec::new());
-    line.words("-nodefaults -no-user-config -display none -vga std -S -machine q35,smm=off");
+    line.words("-nodefaults -no-user-config -display none -vga std -S -machine q35");
     line.0.extend(acceleration.arguments().map(String::from));
     line.pair("-m", spec.memory_mib).pair("-smp", spec.cpus).pair("-name", &spec.name);
     // Both are connected to sockets we listen on already, so that not a byte is lost.
