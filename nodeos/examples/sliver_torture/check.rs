@@ -37,7 +37,7 @@ const RUN: &str = "/run/slivers";
 /// What stands in a sliver's directory.
 const PARTS: [&str; 3] = ["sliver.json", "upper", "work"];
 /// What may be on the data partition.
-const TOP: [&str; 7] = ["images", "lost+found", "objects", "slivers", "state", "tmp", "trees"];
+const TOP: [&str; 8] = ["fetched", "images", "lost+found", "objects", "slivers", "state", "tmp", "trees"];
 /// What the kernel says when it is at fault.
 const TROUBLE: [&str; 5] = ["EXT4-fs error", "EXT4-fs warning", "BUG: ", "WARNING: ", "Oops"];
 
