@@ -1,7 +1,6 @@
 //! Safe, fd-typed wrappers for the system calls rustix and nix lack.
 pub mod block;
 pub mod descriptor;
-pub mod file;
 pub mod kexec;
 pub mod namespace;
 pub mod quota;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use orrery_protocol::SliverSpec;
-use orrery_sys::file::begin_writing_out;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{At, SliverError};
@@ -69,13 +68,13 @@ impl Record {
         File::open(parent).and_then(|d| d.sync_all()).at("flushing", parent)
     }
 
-    /// Makes the file. It is whole wherever its directory is, once that has been flushed under a name that it is given later.
+    /// Makes the file, flushed: whoever finds it under a name that it is given later finds all of it.
     pub(crate) fn write(&self, path: &Path) -> Result<(), SliverError> {
         let text =
             serde_json::to_vec_pretty(self).map_err(|source| SliverError::Record { path: path.into(), source })?;
         let mut file = File::create(path).at("making", path)?;
         file.write_all(&text).at("writing", path)?;
-        begin_writing_out(&file).at("writing out", path)
+        file.sync_all().at("flushing", path)
     }
 }
 
