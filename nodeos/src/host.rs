@@ -136,7 +136,10 @@ impl LinuxHost {
     /// Ends everything in the sliver that holds the most memory.
     fn relieve(&self, login: &str, held: u64, memory: &Memory) {
         let started = Instant::now();
-        let stopped = self.slivers.stop(login);
+        let stopped = {
+            let _apart = self.supervisor.apart(login);
+            self.slivers.stop(login)
+        };
         let why = format!("it held {} MiB, more than any other; {memory}", held >> 20);
         let message = match stopped {
             Ok(()) => format!("ended all that ran in {login}, as memory is short: {why}"),
@@ -206,7 +209,9 @@ impl Host for Arc<LinuxHost> {
     }
 
     fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()> {
-        self.slivers.set_admin(&slice.login(), admin).context("stopping")
+        let login = slice.login();
+        let _apart = self.supervisor.apart(&login);
+        self.slivers.set_admin(&login, admin).context("stopping")
     }
 
     fn reset(&self, spec: &SliverSpec) -> Result<()> {

@@ -112,6 +112,20 @@ impl Lab {
         self.folder.join("release/manifest.signed")
     }
 
+    /// Imports the OCI layout `layout` in `folder`, tagged `v1`, as image `name`, and publishes a release that has it.
+    ///
+    /// # Errors
+    /// A command fails.
+    pub(crate) fn publish_image(&self, name: &str, folder: &Path) -> Result<()> {
+        let image = folder.join(format!("{name}.tar.zst"));
+        self.orrery(["image", "import", "--tag", "v1", "--out"], [&image, &folder.join("layout")])?;
+        let (release, named) = (folder.join("release"), format!("{name}={}", image.display()));
+        let arguments = ["release", "assemble", "--image", &named, "--images"];
+        self.orrery(arguments, [self.images.as_path(), Path::new("--out"), &release])?;
+        self.orrery(["release", "sign", "--key"], [self.release_key(), release.join("manifest.json")])?;
+        self.orrery(["release", "publish"], [release.join("manifest.signed")]).map(drop)
+    }
+
     /// Publishes a release like the usual one that also names the reference image `name`: `bytes` zeros, which no disk has to
     /// hold here. Returns its signed manifest.
     ///

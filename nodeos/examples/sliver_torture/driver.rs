@@ -214,11 +214,12 @@ impl Driver {
         Ok(name)
     }
 
-    /// Keeps all lanes busy until then.
+    /// Keeps all lanes busy until then, but those whose process is on its way up: what became of its last wish is not known yet.
     fn work(&mut self, until: Instant) -> Result<()> {
         while Instant::now() < until {
             for lane in Lane::ALL {
-                if !self.model.pending.contains_key(&lane)
+                if self.ready.contains(&lane.role())
+                    && !self.model.pending.contains_key(&lane)
                     && let Some(op) = draw(lane, &self.model, &mut self.random)
                 {
                     self.begin(lane, op)?;

@@ -30,7 +30,8 @@ pub(crate) fn prepare() -> Result<()> {
     mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
     mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
     mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
-    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, Some(c"nsdelegate")).context("mounting control groups")?;
+    mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, Some(c"nsdelegate,favordynmods"))
+        .context("mounting control groups")?;
     // As the stage of the node that mounts it.
     let data = MountFlags::NOATIME | MountFlags::NODEV;
     mount("/dev/vda", paths::DATA, "ext4", data, Some(c"prjquota")).context("mounting /data")?;

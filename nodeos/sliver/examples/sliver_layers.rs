@@ -1,6 +1,8 @@
 //! Tries snapshots, clones, exports and imports of slivers on a real kernel: the first process of a virtual machine like that of
 //! `sliver_vm`, which see for what it needs.
 
+#[path = "support/step.rs"]
+mod step;
 mod support;
 
 use std::{
@@ -21,6 +23,7 @@ use orrery_image_store::{
 };
 use orrery_protocol::{Digest, LayerTask, Rspec, SnapshotName};
 use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, SnapshotError, internal_main};
+use step::step;
 use support::{fingerprint, prepare, spec};
 
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -57,13 +60,6 @@ fn main() -> ExitCode {
         return code;
     }
     support::finish(run())
-}
-
-fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    let result = work().with_context(|| format!("step `{name}`"))?;
-    println!("ok {name} ({} ms)", start.elapsed().as_millis());
-    Ok(result)
 }
 
 /// Runs a command line in a sliver; what it wrote, if it ended well.

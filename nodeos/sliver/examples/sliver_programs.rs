@@ -3,6 +3,8 @@
 //!
 //! With the argument `serve` it is the service in an image of scenario `sliver-service`.
 
+#[path = "support/step.rs"]
+mod step;
 mod support;
 
 use std::{
@@ -20,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Restart, Rspec, RunConfig, Service, Startup};
 use orrery_sliver::{End, Ended, EnterRequest, Kept, Role, Run, SliverPaths, Slivers, internal_main};
+use step::step;
 use support::{fingerprint, prepare, spec};
 
 /// The first argument of [`manager`].
@@ -42,13 +45,6 @@ fn main() -> ExitCode {
     };
     println!("    {error:#}");
     ExitCode::FAILURE
-}
-
-fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    let result = work().with_context(|| format!("step `{name}`"))?;
-    println!("ok {name} ({} ms)", start.elapsed().as_millis());
-    Ok(result)
 }
 
 /// Waits for a condition.

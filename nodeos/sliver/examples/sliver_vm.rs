@@ -5,6 +5,8 @@
 //! `incoming/debian.tar` (or `.tar.zst`, plus its SHA-256 in hexadecimal with `.sha256`). Each check prints one line, the last
 //! is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
 
+#[path = "support/step.rs"]
+mod step;
 mod support;
 
 use std::{
@@ -29,6 +31,7 @@ use rustix::{
     process::{DumpableBehavior, Gid, Pid, PidfdFlags, Signal, Uid, WaitOptions},
     thread::ThreadNameSpaceType,
 };
+use step::step;
 use support::{fingerprint, prepare, spec};
 
 /// The first argument of [`be_stranger`].
@@ -47,14 +50,6 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     support::finish(run())
-}
-
-/// Does one step and tells how long it took.
-fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    let result = work().with_context(|| format!("step `{name}`"))?;
-    println!("ok {name} ({} ms)", start.elapsed().as_millis());
-    Ok(result)
 }
 
 fn request(run: Run) -> EnterRequest {

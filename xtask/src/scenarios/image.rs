@@ -13,14 +13,7 @@ pub(super) fn own(bench: &Bench<'_>) -> Result<()> {
     let folder = lab.folder.join("own");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     make_layout(&folder, &bench.images.busybox)?;
-    let image = folder.join("own.tar.zst");
-    lab.orrery(["image", "import", "--tag", "v1", "--out"], [&image, &folder.join("layout")])?;
-    let release = folder.join("release");
-    let named = format!("own={}", image.display());
-    let arguments = ["release", "assemble", "--image", &named, "--images"];
-    lab.orrery(arguments, [lab.images.as_path(), Path::new("--out"), &release])?;
-    lab.orrery(["release", "sign", "--key"], [lab.release_key(), release.join("manifest.json")])?;
-    lab.orrery(["release", "publish"], [release.join("manifest.signed")])?;
+    lab.publish_image("own", &folder)?;
 
     let (node, _vm) = installed(&lab, "n1", NodeOptions::default())?;
     let key = lab.user_key().with_extension("pub");

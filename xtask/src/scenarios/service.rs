@@ -122,14 +122,7 @@ fn publish_image(lab: &Lab, bench: &Bench<'_>) -> Result<()> {
     let folder = lab.folder.join("own");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     make_layout(&folder, &bench.images.busybox, &bench.images.vm_tests.join("sliver_programs"))?;
-    let image = folder.join("own.tar.zst");
-    lab.orrery(["image", "import", "--tag", "v1", "--out"], [&image, &folder.join("layout")])?;
-    let release = folder.join("release");
-    let named = format!("own={}", image.display());
-    let arguments = ["release", "assemble", "--image", &named, "--images"];
-    lab.orrery(arguments, [lab.images.as_path(), Path::new("--out"), &release])?;
-    lab.orrery(["release", "sign", "--key"], [lab.release_key(), release.join("manifest.json")])?;
-    lab.orrery(["release", "publish"], [release.join("manifest.signed")]).map(drop)
+    lab.publish_image("own", &folder)
 }
 
 fn make_layout(folder: &Path, busybox: &Path, server: &Path) -> Result<()> {

@@ -19,7 +19,9 @@ use crate::{
 
 const GATE: u16 = 22;
 const SSHD: u16 = 2222;
-const KEY: &str = "/root/key";
+/// Keys and settings, in memory.
+const FOLDER: &str = "/run/logins";
+const KEY: &str = "/run/logins/key";
 /// How long a server may take until it listens.
 const STARTING: Duration = Duration::from_secs(30);
 /// What client and server would agree on is one thing, how fast they are with the same is another.
@@ -30,6 +32,7 @@ const ALGORITHMS: [(&str, &[&str]); 2] = [
 
 /// Logs in once each in every round, and runs `true`.
 pub(crate) fn measure(node: &Node, rounds: usize) -> Result<()> {
+    fs::create_dir_all(FOLDER)?;
     run("/usr/sbin/ip", &["link", "set", "lo", "up"])?;
     run("/usr/bin/ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", KEY])?;
     let key = fs::read_to_string(format!("{KEY}.pub"))?;
@@ -90,15 +93,16 @@ fn gate(key: &str, slices: &[&str]) -> Result<Child> {
 }
 
 fn sshd(key: &str) -> Result<Child> {
-    run("/usr/bin/ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", "/root/host"])?;
+    run("/usr/bin/ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &format!("{FOLDER}/host")])?;
     fs::create_dir_all("/run/sshd")?;
-    fs::write("/root/authorized", key)?;
+    fs::write(format!("{FOLDER}/authorized"), key)?;
     let settings = format!(
-        "Port {SSHD}\nListenAddress 127.0.0.1\nHostKey /root/host\nAuthorizedKeysFile /root/authorized\nUsePAM no\n\
+        "Port {SSHD}\nListenAddress 127.0.0.1\nHostKey {FOLDER}/host\nAuthorizedKeysFile {FOLDER}/authorized\nUsePAM no\n\
          UseDNS no\nStrictModes no\nPermitRootLogin yes\nPidFile none\nMaxStartups 100\n"
     );
-    fs::write("/root/sshd_config", settings)?;
-    serve(Command::new("/usr/sbin/sshd").args(["-D", "-f", "/root/sshd_config"]), SSHD)
+    let path = format!("{FOLDER}/sshd_config");
+    fs::write(&path, settings)?;
+    serve(Command::new("/usr/sbin/sshd").args(["-D", "-f", &path]), SSHD)
 }
 
 /// Runs a server until it listens.
