@@ -154,12 +154,11 @@ impl LinuxHost {
             let records = self.slivers.list().context("reading the slivers' records")?;
             images::needed(release, &records, Path::new(paths::WANTED))
         };
-        let at_rest = |image: &Digest| {
-            let records = self.slivers.list().unwrap_or_default();
-            let image = image.to_string();
-            !records.iter().any(|record| record.image == image && self.slivers.activity(&record.login()).is_some())
+        let at_rest = |image: &Digest, work: &dyn Fn() -> Result<()>| {
+            let done = self.slivers.at_rest(&image.to_string(), work).context("keeping slivers from starting")?;
+            done.map_or(Ok(false), |done| done.map(|()| true))
         };
-        self.images.tend(needed, at_rest)
+        self.images.tend(needed, &at_rest)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -33,6 +33,8 @@ pub struct Images {
     store: Store,
     incoming: PathBuf,
     central: Arc<Central>,
+    /// Held while an image is made available, and while those are removed that nothing needs: what was found to be there stays.
+    changing: Mutex<()>,
 }
 
 /// An image that was made available.
@@ -59,7 +61,11 @@ impl Images {
     /// When the store cannot be opened.
     pub fn at(root: &Path, incoming: &Path, central: Arc<Central>) -> Result<Self> {
         let store = Store::open(root).context("opening the image store")?;
-        Ok(Self { store, incoming: incoming.to_owned(), central })
+        Ok(Self { store, incoming: incoming.to_owned(), central, changing: Mutex::default() })
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Unpacks an image that is on the disk already, so that the first sliver need not wait for it. Failing does no harm: it is
@@ -72,19 +78,19 @@ impl Images {
         }
     }
 
-    /// Makes sure that an image is unpacked, and tells people if it was not.
+    /// Makes sure that an image is unpacked, and tells people if it was not. It stays as long as [`needed`] names it, which it has to
+    /// before this is called.
     ///
     /// # Errors
     /// When it can be had neither from the disk nor from central. What has come is kept for the next time.
     pub fn ensure(&self, image: &ImageRef) -> Result<()> {
+        let _changing = self.changing();
         if self.store.tree(&image.content.sha256).is_some() {
             return Ok(());
         }
         let (name, started) = (&image.name, Instant::now());
         let brought = self.bring(image);
         let (outcome, message) = match &brought {
-            // Somebody else was quicker.
-            Ok(Brought { imported: Imported { present: true, .. }, .. }) => return Ok(()),
             Ok(Brought { imported, moved }) => {
                 let (files, mib) = (imported.files, imported.bytes >> 20);
                 let fetched = if *moved > 0 { format!(", {} KiB fetched", moved >> 10) } else { String::new() };
@@ -163,20 +169,20 @@ impl Images {
     }
 
     /// Looks after images, for ever: those that are not `needed` are removed, the others are read through now and then. A damaged
-    /// one is mended when all slivers on it are `at_rest`.
-    pub(crate) fn tend(&self, needed: impl Fn() -> Result<Vec<ImageRef>>, at_rest: impl Fn(&Digest) -> bool) -> ! {
+    /// one is mended at rest.
+    pub(crate) fn tend(&self, needed: impl Fn() -> Result<Vec<ImageRef>>, at_rest: &AtRest<'_>) -> ! {
         let mut round = 0_u32;
         loop {
             thread::sleep(COLLECT);
             round = round.wrapping_add(1);
-            match needed().and_then(|needed| Ok((self.collect(&needed)?, needed))) {
+            match self.collect(&needed) {
                 Ok((gone, needed)) => {
                     for image in gone {
                         let message = format!("image {image} removed: nothing needs it");
                         report("image-import", Outcome::Info, message, Duration::ZERO);
                     }
                     if round.is_multiple_of(VERIFY) {
-                        needed.iter().for_each(|image| self.look_after(image, &at_rest));
+                        needed.iter().for_each(|image| self.look_after(image, at_rest));
                     }
                 }
                 Err(e) => tracing::warn!("looking after images: {e:#}"),
@@ -184,12 +190,15 @@ impl Images {
         }
     }
 
-    /// Removes the images that are not `needed`, and returns them.
-    fn collect(&self, needed: &[ImageRef]) -> Result<Vec<Digest>> {
-        Ok(self.store.retain(|image| needed.iter().any(|needed| needed.content.sha256 == *image))?)
+    /// Removes the images that are not `needed`, and returns them, and those that are.
+    fn collect(&self, needed: impl Fn() -> Result<Vec<ImageRef>>) -> Result<(Vec<Digest>, Vec<ImageRef>)> {
+        let _changing = self.changing();
+        let needed = needed()?;
+        let gone = self.store.retain(|image| needed.iter().any(|needed| needed.content.sha256 == *image))?;
+        Ok((gone, needed))
     }
 
-    fn look_after(&self, image: &ImageRef, at_rest: impl Fn(&Digest) -> bool) {
+    fn look_after(&self, image: &ImageRef, at_rest: &AtRest<'_>) {
         let (name, started) = (&image.name, Instant::now());
         let (outcome, message) = match self.mend(image, at_rest) {
             Ok(None) => return,
@@ -204,8 +213,8 @@ impl Images {
         report("image-import", outcome, message, started.elapsed());
     }
 
-    /// Reads an image through, and mends it if it is damaged and `at_rest`. `None`: all is well, or it is not here.
-    fn mend(&self, image: &ImageRef, at_rest: impl Fn(&Digest) -> bool) -> Result<Option<Mended>> {
+    /// Reads an image through, and mends it if it is damaged and at rest. `None`: all is well, or it is not here.
+    fn mend(&self, image: &ImageRef, at_rest: &AtRest<'_>) -> Result<Option<Mended>> {
         let ImageRef { content, listing, .. } = image;
         if self.store.tree(&content.sha256).is_none() {
             return Ok(None);
@@ -214,10 +223,7 @@ impl Images {
         if damaged.is_empty() {
             return Ok(None);
         }
-        let mended = at_rest(&content.sha256);
-        if mended {
-            self.replace(content, listing.as_ref())?;
-        }
+        let mended = at_rest(&content.sha256, &|| self.replace(content, listing.as_ref()).map(drop))?;
         Ok(Some(Mended { damaged, mended }))
     }
 
@@ -232,6 +238,9 @@ impl Images {
         }
     }
 }
+
+/// Does something with an image while no sliver runs on it, and says whether that is so.
+pub(crate) type AtRest<'a> = dyn Fn(&Digest, &dyn Fn() -> Result<()>) -> Result<bool> + 'a;
 
 /// Whether an image that is here is fetched all the same.
 #[derive(Debug, Clone, Copy)]
@@ -320,7 +329,11 @@ mod tests {
     #[test]
     fn a_damaged_image_is_mended_when_nothing_runs_on_it() {
         let (_folder, images, image) = images(&archive(&["a", "b"]));
-        let mend = |at_rest: bool| images.mend(&image, |_| at_rest).unwrap();
+        let mend = |at_rest: bool| {
+            let work =
+                |_: &Digest, work: &dyn Fn() -> Result<()>| if at_rest { work().map(|()| true) } else { Ok(false) };
+            images.mend(&image, &work).unwrap()
+        };
         assert_eq!(mend(true), None);
         assert_eq!(images.bring(&image).unwrap().moved, 0);
         assert_eq!(mend(true), None);
@@ -351,12 +364,13 @@ mod tests {
         fs::write(&wanted, serde_json::json!({ "slivers": [sliver(&image)] }).to_string()).unwrap();
         let all = needed(&[image.clone(), other.clone()], &[record(&other.content.sha256)], &wanted).unwrap();
         assert_eq!(all.len(), 2);
-        assert_eq!(images.collect(&all).unwrap(), []);
+        let gone = |needed: &[ImageRef]| images.collect(|| Ok(needed.to_vec())).unwrap().0;
+        assert_eq!(gone(&all), []);
         // What is not understood is no reason to remove anything.
         fs::write(&wanted, "{").unwrap();
         needed(&[], &[], &wanted).unwrap_err();
         let no_image = Record { image: "?".to_owned(), ..record(&older) };
         needed(&[], &[no_image], Path::new("/nonexistent")).unwrap_err();
-        assert_eq!(images.collect(&[other]).unwrap(), [image.content.sha256]);
+        assert_eq!(gone(&[other]), [image.content.sha256]);
     }
 }

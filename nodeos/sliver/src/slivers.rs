@@ -399,6 +399,23 @@ impl Slivers {
         Ok(())
     }
 
+    /// Does something with an image while no sliver runs on it, nor is started or made: who wants to waits. Returns nothing if one
+    /// runs.
+    ///
+    /// # Errors
+    /// When a sliver's record or lock cannot be had.
+    pub fn at_rest<T>(&self, image: &str, work: impl FnOnce() -> T) -> Result<Option<T>, SliverError> {
+        let _all = self.lock_all()?;
+        let mut locks = Vec::new();
+        for record in self.list()?.into_iter().filter(|record| record.image == image) {
+            locks.push(self.lock(&record.login())?);
+            if self.is_running(&record.login()) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(work()))
+    }
+
     /// Whether the sliver runs.
     pub fn is_running(&self, login: &str) -> bool {
         self.group(login).first_process().is_some()
