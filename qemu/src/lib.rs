@@ -18,7 +18,7 @@ pub mod ssh;
 mod terminal;
 mod vm;
 
-pub use accel::{Acceleration, acceleration, prove_acceleration};
+pub use accel::{Acceleration, Processors, acceleration, prove_acceleration};
 pub use console::{Console, ConsoleError, Line, Mark, Match, Pattern};
 pub use disk::{create_disk, flip_bit, flip_byte, free_port};
 pub use guest::{mbr_exit, mbr_print};

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::accel::Processors;
+
 /// The firmware that starts the boot medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Firmware {
@@ -142,6 +144,7 @@ pub struct VmSpec {
     pub(crate) unreadable: Vec<u64>,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    pub(crate) processors: Processors,
     pub(crate) disks: Vec<Disk>,
     pub(crate) network: Option<Network>,
     pub(crate) rtc: Option<String>,
@@ -155,7 +158,7 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
-    /// A q35 machine with SeaBIOS, 1 GiB, 2 CPUs, a virtio network card, virtio-rng, and ten minutes to live. The
+    /// A q35 machine with SeaBIOS, 1 GiB, 2 CPUs that run in turn, a virtio network card, virtio-rng, and ten minutes to live. The
     /// name is also the name of its evidence folder, so machines running at once need different ones.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -165,6 +168,7 @@ impl VmSpec {
             unreadable: Vec::new(),
             memory_mib: 1024,
             cpus: 2,
+            processors: Processors::InTurn,
             disks: Vec::new(),
             network: Some(Network::default()),
             rtc: None,
@@ -210,6 +214,13 @@ impl VmSpec {
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Sets how the processors run where they are translated.
+    #[must_use]
+    pub fn processors(mut self, processors: Processors) -> Self {
+        self.processors = processors;
         self
     }
 

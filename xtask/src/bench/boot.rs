@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use orrery_qemu::{BootMedium, Line, Vm};
+use orrery_qemu::{BootMedium, Line, Processors, Vm};
 
 use super::{Figures, copy};
 use crate::{
@@ -46,7 +46,7 @@ pub(super) fn run(workspace: &Workspace, images: &Images, runs: usize) -> Result
         floor.push(bare_boot(images, &folder)?);
         step.now(&format!("round {round} of {runs}: install"));
         let node = lab.add_node(&format!("n{round}"), NodeOptions::default())?;
-        let mut vm = node.spec.start()?;
+        let mut vm = node.spec.clone().processors(Processors::AtOnce).start()?;
         node.expect_ready(&mut vm, DEADLINE)?;
         let lines = vm.console().lines();
         let timeline = Timeline::read(1, Duration::ZERO, &lines);
@@ -91,8 +91,13 @@ fn bare_boot(images: &Images, folder: &Path) -> Result<f64> {
         initrds: vec![images.folder.join("pxe/initramfs")],
         append: format!("console=ttyS0,115200 quiet panic=-1 rdinit=/bin/busybox -- echo {FLOOR_LINE}"),
     };
-    let spec =
-        Vm::builder("floor").boot(medium).memory_mib(512).no_network().no_fatal().evidence_root(folder.join("vm"));
+    let spec = Vm::builder("floor")
+        .processors(Processors::AtOnce)
+        .boot(medium)
+        .memory_mib(512)
+        .no_network()
+        .no_fatal()
+        .evidence_root(folder.join("vm"));
     let mut vm = spec.start()?;
     Ok(vm.expect(FLOOR_LINE, DEADLINE)?.at.as_secs_f64())
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use orrery_qemu::Processors;
 
 use crate::lab::{Lab, NodeOptions};
 
@@ -32,7 +33,7 @@ pub(super) fn plain_copy(lab: &Lab, id: &str, files: &[PathBuf], bytes: u64) -> 
 
     let node = lab.add_node(id, NodeOptions::default())?;
     lab.orrery(["node", "set-state", "safe", id], [] as [&str; 0])?;
-    let mut vm = node.spec.start()?;
+    let mut vm = node.spec.clone().processors(Processors::AtOnce).start()?;
     vm.expect(["stage safe ok"], SAFE_MODE)?;
     let command = format!(
         "set -e; export PATH=/bin:/sbin:/usr/bin:/usr/sbin; mke2fs -q -t ext4 -F /dev/vda; mount -t ext4 /dev/vda /mnt; \

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use orrery_image_builder::cpio::{Node, Writer};
-use orrery_qemu::{BootMedium, Disk, DiskBus, Vm, VmSpec, create_disk};
+use orrery_qemu::{BootMedium, Disk, DiskBus, Processors, Vm, VmSpec, create_disk};
 use serde::{Deserialize, Serialize};
 
 use super::{median, peers};
@@ -103,6 +103,7 @@ fn machine(images: &Images, folder: &Path, archives: [PathBuf; 2], arguments: &s
     Ok(Vm::builder("bench-slivers")
         .boot(medium)
         .memory_mib(MEMORY_MIB)
+        .processors(Processors::AtOnce)
         .disk(Disk::new(&disk, DiskBus::VirtioBlk))
         .no_network()
         .deadline(DEADLINE)

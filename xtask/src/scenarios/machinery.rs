@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use orrery_image_builder::cpio::{Node, Writer};
-use orrery_qemu::{BootMedium, Disk, DiskBus, Vm, create_disk};
+use orrery_qemu::{BootMedium, Disk, DiskBus, Processors, Vm, create_disk};
 
 use super::Bench;
 use crate::{
@@ -161,6 +161,7 @@ fn start<const N: usize>(bench: &Bench<'_>, trial: &Trial<'_>, disks: [Disk; N])
         .boot(medium)
         .memory_mib(1024)
         .cpus(trial.cpus)
+        .processors(Processors::AtOnce)
         .no_network()
         .deadline(DEADLINE)
         .evidence_root(bench.folder.join("vm"));
