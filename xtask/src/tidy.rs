@@ -32,6 +32,8 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("orrery-sliver", &["orrery-init-api", "orrery-protocol", "orrery-sys", "orrery-image-store"]),
     ("orrery-image-builder", &["orrery-protocol"]),
     ("orrery-qemu", &[]),
+    ("orrery-rmcp", &[]),
+    ("orrery-pcu", &["orrery-rmcp"]),
     ("orrery-init", &["orrery-init-api", "orrery-protocol", "orrery-sys"]),
     (
         "orrery-bootstage",

@@ -1,0 +1,60 @@
+//! The drivers. Those for one protocol are code; those for one family of devices behind a protocol are data in `data/`.
+
+mod command;
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::Driver;
+
+/// Every driver that is built in.
+pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
+    let code: [Arc<dyn Driver>; 1] = [Arc::new(command::Command)];
+    // One list a family, of files in `data/`.
+    let families: [&[&str]; 0] = [];
+    let data = families.concat();
+    let data = data.into_iter().map(|text| parse_data(text).expect("a test parses every built-in file"));
+    code.into_iter().chain(data).collect()
+}
+
+/// What every data file says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct About {
+    /// The driver's name.
+    pub(crate) name: String,
+    /// One line: what it talks to.
+    pub(crate) about: String,
+}
+
+/// A data file: what every one says of itself, and one table of its family.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataFile {
+    name: String,
+    about: String,
+    /// Where its facts are from: a MIB, a manual and its page. For the reader; it has to be there.
+    #[serde(rename = "source")]
+    _source: String,
+}
+
+/// Makes the driver that a data file describes.
+pub(crate) fn parse_data(text: &str) -> Result<Arc<dyn Driver>, String> {
+    let file: DataFile = toml::from_str(text).map_err(|error| error.to_string())?;
+    let about = About { name: file.name, about: file.about };
+    Err(format!("{} ({}) has no table of a family", about.name, about.about))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_builtin_driver_has_a_name_of_its_own() {
+        let drivers = builtin();
+        let names: BTreeSet<_> = drivers.iter().map(|driver| driver.name().to_owned()).collect();
+        assert_eq!(names.len(), drivers.len());
+    }
+}

@@ -1,0 +1,3 @@
+//! The `pcu` command.
+
+fn main() {}
