@@ -30,6 +30,7 @@ pub enum Ability {
     /// Light a lamp at the machine.
     Identify,
     /// Say what the firmware starts next time.
+    #[serde(rename = "bootdev")]
     BootDevice,
     /// The machine's serial line.
     Console,
@@ -37,6 +38,23 @@ pub enum Ability {
     Sensors,
     /// The device's own log.
     Log,
+}
+
+impl fmt::Display for Ability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Status => "status",
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Cycle => "cycle",
+            Self::Reset => "reset",
+            Self::Identify => "identify",
+            Self::BootDevice => "bootdev",
+            Self::Console => "console",
+            Self::Sensors => "sensors",
+            Self::Log => "log",
+        })
+    }
 }
 
 /// A kind of device, or of way to a machine's power. Holds no connection.

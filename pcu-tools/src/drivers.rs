@@ -1,6 +1,11 @@
 //! The drivers. Those for one protocol are code; those for one family of devices behind a protocol are data in `data/`.
 
 mod command;
+mod manual;
+mod qmp;
+mod tcp;
+mod virsh;
+mod wol;
 
 use std::sync::Arc;
 
@@ -10,7 +15,13 @@ use crate::Driver;
 
 /// Every driver that is built in.
 pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
-    let code: [Arc<dyn Driver>; 1] = [Arc::new(command::Command)];
+    let code: [Arc<dyn Driver>; 5] = [
+        Arc::new(command::Command),
+        Arc::new(manual::Manual),
+        Arc::new(qmp::Qmp),
+        Arc::new(virsh::Virsh),
+        Arc::new(wol::WakeOnLan),
+    ];
     // One list a family, of files in `data/`.
     let families: [&[&str]; 0] = [];
     let data = families.concat();

@@ -112,6 +112,12 @@ pub enum PcuError {
         /// What is wrong with it; bounded.
         detail: String,
     },
+    /// Only a person can do it.
+    #[error("a person has to {instruction}")]
+    Human {
+        /// What to do, as it follows "has to".
+        instruction: String,
+    },
     /// The time was up.
     #[error("{doing}: timed out")]
     Timeout {
@@ -155,6 +161,8 @@ pub enum Class {
     Unsupported,
     /// Said to be done, and not seen.
     Unverified,
+    /// To be done by a person.
+    Human,
     /// Too late.
     Timeout,
     /// To be configured first.
@@ -176,6 +184,7 @@ impl PcuError {
             Self::Refused { .. } => Class::Refused,
             Self::Unsupported { .. } => Class::Unsupported,
             Self::NoEffect { .. } => Class::Unverified,
+            Self::Human { .. } => Class::Human,
             Self::Timeout { .. } => Class::Timeout,
             Self::Waiver { .. } | Self::Configuration { .. } | Self::Secret(_) => Class::Configuration,
         }
@@ -217,6 +226,7 @@ impl Class {
             Self::Refused => "see the device's own log",
             Self::Unsupported => "use another method of this node",
             Self::Unverified => "the wrong outlet, a second power supply, or a stuck relay; look at the machine",
+            Self::Human => "do it, or have it done; nothing was switched",
             Self::Timeout => "try again with a longer --deadline; some devices need half a minute to answer",
             Self::Configuration => "correct the inventory; `pcu test` checks it and changes nothing",
         }

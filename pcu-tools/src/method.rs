@@ -32,6 +32,9 @@ pub struct Method {
     /// What this device is allowed although it is not safe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waivers: Vec<Waiver>,
+    /// Further outlets that feed the same machine, and are switched with this one: its other power supplies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub feeds: Vec<Method>,
     /// What only this driver knows.
     #[serde(flatten)]
     pub options: toml::Table,
@@ -87,6 +90,7 @@ impl Method {
             fingerprint: None,
             ca: None,
             waivers: Vec::new(),
+            feeds: Vec::new(),
             options: toml::Table::new(),
         }
     }

@@ -15,6 +15,8 @@ use serde::Deserialize;
 
 use crate::{Ability, Change, Deadline, Driver, Method, PcuError, PowerState, Session, driver::Proof};
 
+/// `EX_TEMPFAIL`.
+const TRY_AGAIN: i32 = 75;
 /// How often a running program is looked at.
 const POLL: Duration = Duration::from_millis(10);
 /// How long after a program's end its last output may take.
@@ -25,7 +27,7 @@ const OUTPUT: usize = 16 << 10;
 /// Runs a program for every change. It gets the action as its last argument (`on`, `off`, `cycle`, `reset`, `status`, `test`), the
 /// address and outlet as `PCU_ADDRESS` and `PCU_OUTLET`, the user as `PCU_USER`, and the password as the only line of its standard input.
 ///
-/// It ends with 0 when it did it. For `status` it prints `on` or `off`.
+/// It ends with 0 when it did it, and with 75 (`EX_TEMPFAIL` of `sysexits.h`) when trying again may help. For `status` it prints `on` or `off`.
 #[derive(Debug)]
 pub(super) struct Command;
 
@@ -122,7 +124,11 @@ impl Runner {
         if let Some(line) = errors.lines().chain(output.lines()).find(|line| !line.trim().is_empty()) {
             let _ = write!(detail, ": {}", line.trim());
         }
-        Err(PcuError::Refused { doing, detail })
+        Err(if status.code() == Some(TRY_AGAIN) {
+            PcuError::Busy { doing, detail }
+        } else {
+            PcuError::Refused { doing, detail }
+        })
     }
 }
 

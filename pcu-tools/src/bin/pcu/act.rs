@@ -1,0 +1,44 @@
+//! On, off, cycle, reset.
+
+use anyhow::{Result, bail};
+use orrery_pcu::{
+    Action,
+    engine::{Failure, Outcome as Ended, Report},
+};
+
+use crate::{
+    Nodes,
+    fleet::{NodeResult, Work},
+    output::{self, Outcome},
+};
+
+/// Performs `action` on the chosen nodes.
+pub(crate) fn run(work: &Work<'_>, action: Action, nodes: &Nodes, yes: bool) -> Result<Outcome> {
+    if nodes.all && !yes {
+        bail!("{action} of all {} nodes needs --yes", work.inventory.nodes.len());
+    }
+    work.each(nodes, |node, watch| work.control.perform(&node.methods, action, watch))
+}
+
+impl NodeResult for Report {
+    fn text(&self) -> String {
+        let method = self.method.as_deref().unwrap_or_default();
+        let tries = match self.attempts.len() {
+            1 => String::new(),
+            tries => format!(" at try {tries}"),
+        };
+        match (self.outcome, self.failure()) {
+            (Ended::Changed, _) => format!("{} done and seen, by {method}{tries}", self.action),
+            (Ended::Already, _) => format!("{} already, says {method}", self.action),
+            (Ended::Accepted, _) => {
+                format!("{} accepted by {method}{tries}; only the node itself can show it", self.action)
+            }
+            (Ended::Failed, Some(failure)) => format!("{} failed: {}", self.action, output::lines(failure)),
+            (Ended::Failed, None) => format!("{} failed: the node has no method", self.action),
+        }
+    }
+
+    fn failures(&self) -> Vec<&Failure> {
+        self.failure().into_iter().collect()
+    }
+}

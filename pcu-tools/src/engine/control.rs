@@ -1,0 +1,481 @@
+//! Trying, reading back, trying again, and going on to the next method.
+
+use std::{
+    collections::HashSet,
+    sync::{Condvar, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    feeds::Feeds,
+    report::{Attempt, Failure, Outcome, Report, Step, Tested},
+};
+use crate::{Ability, Action, Change, Class, Deadline, Driver, Method, PcuError, PowerState, Registry, Session};
+
+/// Time that actions may take.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// All methods together.
+    pub deadline: Duration,
+    /// One method, its retries included.
+    pub method: Duration,
+    /// From a device's acceptance of a change until its state shows it.
+    pub settle: Duration,
+    /// How long a cycle leaves the machine without power: supplies hold charge for seconds.
+    pub off_time: Duration,
+    /// Between two looks at a state.
+    pub poll: Duration,
+    /// Between two tries of a method.
+    pub retry: Duration,
+    /// How often a method is tried: a relay that does not move is not beaten.
+    pub tries: usize,
+}
+
+/// What a device answered, and by which method.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// The answer; none when no method gave one.
+    pub value: Option<T>,
+    /// The method that gave it.
+    pub method: Option<String>,
+    /// The methods that failed before.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Performs actions. Many threads may share one: it keeps two of them from logging in to the same device at once, which many
+/// devices answer with a refusal.
+#[derive(Debug)]
+pub struct Control {
+    registry: Registry,
+    policy: Policy,
+    busy: Mutex<HashSet<String>>,
+    freed: Condvar,
+}
+
+/// Being the only one who talks to some devices.
+struct Turn<'a> {
+    control: &'a Control,
+    devices: Vec<String>,
+}
+
+/// One opened method.
+struct Opened<'a> {
+    session: Box<dyn Session>,
+    abilities: Vec<Ability>,
+    /// Last: the session ends before somebody else may begin one.
+    _turn: Turn<'a>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(180),
+            method: Duration::from_secs(60),
+            settle: Duration::from_secs(30),
+            off_time: Duration::from_secs(5),
+            poll: Duration::from_millis(500),
+            retry: Duration::from_secs(2),
+            tries: 4,
+        }
+    }
+}
+
+impl Control {
+    /// Uses these drivers, and takes this time.
+    #[must_use]
+    pub fn new(registry: Registry, policy: Policy) -> Self {
+        Self { registry, policy, busy: Mutex::default(), freed: Condvar::new() }
+    }
+
+    /// The drivers.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Performs `action` by the first of `methods` that can. `watch` is told what happens meanwhile.
+    pub fn perform(&self, methods: &[Method], action: Action, watch: &dyn Fn(&Step)) -> Report {
+        let answer = self.first(methods, watch, |method, deadline| {
+            let mut opened = self.open(method, deadline)?;
+            self.act(&mut opened, action, deadline, watch)
+        });
+        let outcome = answer.value.unwrap_or(Outcome::Failed);
+        Report { action, outcome, method: answer.method, attempts: answer.attempts }
+    }
+
+    /// Asks the first of `methods` whose driver has `ability` and whose device answers.
+    pub fn ask<T>(
+        &self,
+        methods: &[Method],
+        ability: Ability,
+        watch: &dyn Fn(&Step),
+        question: impl Fn(&mut dyn Session, Deadline) -> Result<T, PcuError>,
+    ) -> Answer<T> {
+        self.first(methods, watch, |method, deadline| {
+            let mut opened = self.open_for(method, ability, deadline)?;
+            question(opened.session.as_mut(), deadline)
+        })
+    }
+
+    /// Opens the first of `methods` whose driver has `ability`, and keeps it open while `use_it` runs.
+    pub fn with_session<T>(
+        &self,
+        methods: &[Method],
+        ability: Ability,
+        watch: &dyn Fn(&Step),
+        use_it: impl Fn(Box<dyn Session>, Deadline) -> Result<T, PcuError>,
+    ) -> Answer<T> {
+        self.first(methods, watch, |method, deadline| {
+            let Opened { session, _turn, .. } = self.open_for(method, ability, deadline)?;
+            use_it(session, deadline)
+        })
+    }
+
+    /// Tests every method: logs in, finds the outlet, and changes nothing.
+    #[must_use]
+    pub fn test(&self, methods: &[Method]) -> Vec<Tested> {
+        let deadline = Deadline::after(self.policy.deadline);
+        let test = |method: &Method| {
+            let deadline = deadline.at_most(self.policy.method);
+            let result = self.open(method, deadline).and_then(|mut opened| opened.session.prove(deadline));
+            let (proofs, failure) = match &result {
+                Ok(proofs) => (proofs.clone(), None),
+                Err(error) => (Vec::new(), Some(Failure::from(error))),
+            };
+            Tested { method: method.to_string(), proofs, failure }
+        };
+        methods.iter().map(test).collect()
+    }
+
+    /// Tries the methods in turn, each again and again while time can mend what fails.
+    fn first<T>(
+        &self,
+        methods: &[Method],
+        watch: &dyn Fn(&Step),
+        once: impl Fn(&Method, Deadline) -> Result<T, PcuError>,
+    ) -> Answer<T> {
+        let all = Deadline::after(self.policy.deadline);
+        let mut attempts = Vec::new();
+        for (index, method) in methods.iter().enumerate() {
+            // The last one may use all that is left.
+            let deadline = if index + 1 == methods.len() { all } else { all.at_most(self.policy.method) };
+            let name = method.to_string();
+            watch(&Step::Trying { method: name.clone() });
+            for _ in 0..self.policy.tries {
+                let start = Instant::now();
+                let result = once(method, deadline);
+                let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let failure = result.as_ref().err().map(Failure::from);
+                attempts.push(Attempt { method: name.clone(), took_ms, failure: failure.clone() });
+                if let Ok(value) = result {
+                    return Answer { value: Some(value), method: Some(name), attempts };
+                }
+                let Some(failure) = failure else { break };
+                let again = failure.class.passes();
+                watch(&Step::Failed { method: name.clone(), failure });
+                let left = deadline.left("waiting for another try").unwrap_or_default();
+                if !again || left <= self.policy.retry {
+                    break;
+                }
+                thread::sleep(self.policy.retry);
+            }
+        }
+        Answer { value: None, method: None, attempts }
+    }
+
+    fn open_for(&self, method: &Method, ability: Ability, deadline: Deadline) -> Result<Opened<'_>, PcuError> {
+        let opened = self.open(method, deadline)?;
+        if opened.abilities.contains(&ability) {
+            return Ok(opened);
+        }
+        Err(PcuError::unsupported(&method.driver, &format!("{ability} by {method}")))
+    }
+
+    /// Logs in to all devices of a method, when they are free.
+    fn open(&self, method: &Method, deadline: Deadline) -> Result<Opened<'_>, PcuError> {
+        let feeds: Vec<&Method> = std::iter::once(method).chain(&method.feeds).collect();
+        let drivers: Vec<&dyn Driver> = feeds.iter().map(|feed| self.registry.of(feed)).collect::<Result<_, _>>()?;
+        if feeds.iter().any(|feed| !std::ptr::eq(*feed, method) && !feed.feeds.is_empty()) {
+            return Err(method.misconfigured("a feed has feeds of its own"));
+        }
+        let turn = self.wait_turn(&feeds, deadline)?;
+        let opened = drivers.iter().zip(&feeds).map(|(driver, feed)| driver.open(feed, deadline));
+        let mut sessions: Vec<_> = opened.collect::<Result<_, _>>()?;
+        let shared = |ability: &&Ability| drivers.iter().all(|driver| driver.abilities().contains(ability));
+        let mut abilities: Vec<_> = drivers[0].abilities().iter().filter(shared).copied().collect();
+        let session = match sessions.len() {
+            1 => sessions.remove(0),
+            _ => {
+                abilities.retain(|ability| matches!(ability, Ability::Status | Ability::On | Ability::Off));
+                Box::new(Feeds(sessions))
+            }
+        };
+        Ok(Opened { session, abilities, _turn: turn })
+    }
+
+    fn wait_turn(&self, methods: &[&Method], deadline: Deadline) -> Result<Turn<'_>, PcuError> {
+        let mut devices: Vec<_> =
+            methods.iter().map(|method| format!("{} {}", method.driver, method.address)).collect();
+        devices.sort();
+        devices.dedup();
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        while devices.iter().any(|device| busy.contains(device)) {
+            let left = deadline.left(&format!("waiting until nobody else here uses {}", devices.join(" and ")))?;
+            busy = self.freed.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        busy.extend(devices.iter().cloned());
+        drop(busy);
+        Ok(Turn { control: self, devices })
+    }
+
+    fn act(
+        &self,
+        opened: &mut Opened<'_>,
+        action: Action,
+        deadline: Deadline,
+        watch: &dyn Fn(&Step),
+    ) -> Result<Outcome, PcuError> {
+        let can = |ability| opened.abilities.contains(&ability);
+        let (sees, cycles) = (can(Ability::Status), can(Ability::On) && can(Ability::Off));
+        let (native, resets) = (can(Ability::Cycle), can(Ability::Reset));
+        let session = opened.session.as_mut();
+        match action {
+            Action::On | Action::Off => {
+                let wanted = if action == Action::On { PowerState::On } else { PowerState::Off };
+                if !sees {
+                    return session.change(action.into(), deadline).map(|()| Outcome::Accepted);
+                }
+                if session.state(deadline)? == wanted {
+                    return Ok(Outcome::Already);
+                }
+                session.change(action.into(), deadline)?;
+                self.wait_for(session, wanted, deadline, watch).map(|()| Outcome::Changed)
+            }
+            Action::Cycle if sees && cycles => {
+                if session.state(deadline)? == PowerState::On {
+                    session.change(Change::Off, deadline)?;
+                    self.wait_for(session, PowerState::Off, deadline, watch)?;
+                    thread::sleep(deadline.left("leaving the power off")?.min(self.policy.off_time));
+                }
+                session.change(Change::On, deadline)?;
+                self.wait_for(session, PowerState::On, deadline, watch).map(|()| Outcome::Changed)
+            }
+            Action::Cycle if native => {
+                session.change(Change::Cycle, deadline)?;
+                if sees {
+                    self.wait_for(session, PowerState::On, deadline, watch)?;
+                }
+                Ok(Outcome::Accepted)
+            }
+            Action::Cycle => Err(lacks("cycling the power", "can neither cycle nor turn off and on")),
+            Action::Reset if !resets => Err(lacks("resetting the machine", "can only switch power; use cycle")),
+            Action::Reset => {
+                if sees && session.state(deadline)? == PowerState::Off {
+                    let detail = "it is off, and a reset turns nothing on; use on".into();
+                    return Err(PcuError::Refused { doing: "resetting the machine".into(), detail });
+                }
+                session.change(Change::Reset, deadline)?;
+                if sees {
+                    self.wait_for(session, PowerState::On, deadline, watch)?;
+                }
+                Ok(Outcome::Accepted)
+            }
+        }
+    }
+
+    /// Reads the state back until it is the wanted one.
+    fn wait_for(
+        &self,
+        session: &mut dyn Session,
+        wanted: PowerState,
+        deadline: Deadline,
+        watch: &dyn Fn(&Step),
+    ) -> Result<(), PcuError> {
+        let settled = deadline.at_most(self.policy.settle);
+        loop {
+            // A device that is busy switching is not done.
+            let seen = match session.state(deadline) {
+                Err(error) if error.class() == Class::Busy && !settled.passed() => Err(error),
+                other => Ok(other?),
+            };
+            if let Ok(state) = seen {
+                watch(&Step::Seen { state });
+                if state == wanted {
+                    return Ok(());
+                }
+            }
+            if settled.passed() {
+                let waited = self.policy.settle.as_secs_f32();
+                let detail = seen
+                    .map_or_else(|error| error.to_string(), |state| format!("the power is {state} after {waited} s"));
+                return Err(PcuError::NoEffect { doing: format!("turning the power {wanted}"), detail });
+            }
+            thread::sleep(self.policy.poll);
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.control.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.retain(|device| !self.devices.contains(device));
+        self.control.freed.notify_all();
+    }
+}
+
+fn lacks(doing: &str, detail: &str) -> PcuError {
+    PcuError::Unsupported { doing: doing.into(), detail: format!("its driver {detail}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, sync::atomic::AtomicUsize, sync::atomic::Ordering};
+
+    use super::*;
+
+    /// Its state is a file, so that a test sees what really happened.
+    const RELAY: &str = r#"
+        echo "$1" >> "$0.calls"
+        case $1 in
+        status) cat "$0.state" ;;
+        on|off) echo "$1" > "$0.state" ;;
+        esac
+    "#;
+
+    fn quick() -> Policy {
+        Policy {
+            deadline: Duration::from_secs(20),
+            method: Duration::from_secs(3),
+            settle: Duration::from_millis(200),
+            off_time: Duration::from_millis(10),
+            poll: Duration::from_millis(10),
+            retry: Duration::from_millis(20),
+            tries: 4,
+        }
+    }
+
+    fn control() -> Control {
+        Control::new(Registry::builtin(), quick())
+    }
+
+    /// A device that is a script; its files begin with its name.
+    fn device(folder: &Path, name: &str, script: &str, state: &str) -> Method {
+        let base = folder.join(name);
+        fs::write(&base, script).unwrap();
+        fs::write(folder.join(format!("{name}.state")), state).unwrap();
+        let mut method = Method::new("command", name);
+        let run = ["sh".to_owned(), base.display().to_string()];
+        method.options.insert("run".into(), toml::Value::Array(run.map(toml::Value::String).to_vec()));
+        method
+    }
+
+    fn calls(folder: &Path, name: &str) -> Vec<String> {
+        let calls = fs::read_to_string(folder.join(format!("{name}.calls"))).unwrap_or_default();
+        calls.lines().filter(|call| *call != "status").map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_action_counts_when_the_state_follows() {
+        let folder = tempfile::tempdir().unwrap();
+        let methods = [device(folder.path(), "relay", RELAY, "off")];
+        let check = |action, outcome, expected: &[&str]| {
+            let report = control().perform(&methods, action, &|_| ());
+            assert_eq!(report.outcome, outcome, "{action}: {report:?}");
+            assert_eq!(calls(folder.path(), "relay"), expected);
+        };
+        check(Action::On, Outcome::Changed, &["on"]);
+        check(Action::On, Outcome::Already, &["on"]);
+        check(Action::Cycle, Outcome::Changed, &["on", "off", "on"]);
+        check(Action::Reset, Outcome::Accepted, &["on", "off", "on", "reset"]);
+        check(Action::Off, Outcome::Changed, &["on", "off", "on", "reset", "off"]);
+        // What is off cannot be reset, and a cycle turns it on.
+        check(Action::Reset, Outcome::Failed, &["on", "off", "on", "reset", "off"]);
+        check(Action::Cycle, Outcome::Changed, &["on", "off", "on", "reset", "off", "on"]);
+    }
+
+    #[test]
+    fn a_relay_that_is_stuck_is_told_and_the_next_method_tried() {
+        let folder = tempfile::tempdir().unwrap();
+        let stuck = device(folder.path(), "stuck", "test $1 != status || echo on", "on");
+        let methods = [stuck, device(folder.path(), "relay", RELAY, "on")];
+        let report = control().perform(&methods[..1], Action::Off, &|_| ());
+        assert_eq!(report.failure().unwrap().class, Class::Unverified);
+        assert!(report.attempts.len() > 1, "it was tried once only");
+        let report = control().perform(&methods, Action::Off, &|_| ());
+        assert_eq!((report.outcome, report.method.as_deref()), (Outcome::Changed, Some("command relay")));
+    }
+
+    #[test]
+    fn what_time_mends_is_tried_again_and_the_rest_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let starting = r#"echo . >> "$0.tries"; test $(wc -l < "$0.tries") -ge 3 || exit 75; echo off"#;
+        let refusing = device(folder.path(), "refusing", "echo tired >&2; exit 1", "");
+        let relay = device(folder.path(), "relay", RELAY, "on");
+        let check = |first: &Method, tries: usize, class| {
+            let report = control().perform(&[first.clone(), relay.clone()], Action::Off, &|_| ());
+            let of_first: Vec<_> =
+                report.attempts.iter().filter(|attempt| attempt.method == first.to_string()).collect();
+            assert_eq!((of_first.len(), of_first[0].failure.as_ref().unwrap().class), (tries, class), "{report:?}");
+        };
+        check(&refusing, 1, Class::Refused);
+        check(&device(folder.path(), "starting", starting, ""), 3, Class::Busy);
+        check(&device(folder.path(), "busy", "exit 75", ""), quick().tries, Class::Busy);
+    }
+
+    #[test]
+    fn a_machine_with_two_feeds_is_off_when_both_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut method = device(folder.path(), "a", RELAY, "on");
+        method.feeds.push(device(folder.path(), "b", RELAY, "on"));
+        let report = control().perform(&[method.clone()], Action::Cycle, &|_| ());
+        assert_eq!(report.outcome, Outcome::Changed);
+        assert_eq!(
+            (calls(folder.path(), "a"), calls(folder.path(), "b")),
+            (vec!["off".into(), "on".into()], vec!["off".into(), "on".into()])
+        );
+        let report = control().perform(&[method], Action::Reset, &|_| ());
+        assert_eq!(report.failure().unwrap().class, Class::Unsupported);
+    }
+
+    #[test]
+    fn a_person_is_the_last_resort() {
+        let folder = tempfile::tempdir().unwrap();
+        let methods = [device(folder.path(), "x", "exit 1", ""), Method::new("manual", "rack 4")];
+        let report = control().perform(&methods, Action::Cycle, &|_| ());
+        assert_eq!((report.outcome, report.failure().unwrap().class), (Outcome::Failed, Class::Human));
+    }
+
+    #[test]
+    fn nobody_logs_in_to_a_device_twice_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let alone = r#"mkdir "$0.lock" || exit 1; echo on; rmdir "$0.lock""#;
+        let method = device(folder.path(), "single", alone, "");
+        let control = control();
+        let failures = AtomicUsize::new(0);
+        let ask = |_: &usize| {
+            control.ask(std::slice::from_ref(&method), Ability::Status, &|_| (), |session, deadline| {
+                session.state(deadline)
+            })
+        };
+        crate::fleet::each(&(0..16).collect::<Vec<_>>(), 8, ask, |_, answer| {
+            failures.fetch_add(usize::from(answer.value.is_none()), Ordering::SeqCst);
+        });
+        assert_eq!(failures.into_inner(), 0);
+    }
+
+    #[test]
+    fn a_test_changes_nothing_and_tries_every_method() {
+        let folder = tempfile::tempdir().unwrap();
+        let methods = [
+            device(folder.path(), "relay", RELAY, "off"),
+            device(folder.path(), "bad", "exit 1", ""),
+            Method::new("none", "x"),
+        ];
+        let tested = control().test(&methods);
+        let classes: Vec<_> =
+            tested.iter().map(|tested| tested.failure.as_ref().map(|failure| failure.class)).collect();
+        assert_eq!(classes, [None, Some(Class::Refused), Some(Class::Configuration)]);
+        assert_eq!(calls(folder.path(), "relay"), ["test"]);
+    }
+}

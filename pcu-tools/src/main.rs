@@ -1,3 +1,0 @@
-//! The `pcu` command.
-
-fn main() {}
