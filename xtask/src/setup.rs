@@ -1,4 +1,8 @@
-//! `cargo xtask setup`: the Debian packages that building and running need.
+//! `cargo xtask setup`: the Debian packages that building and running need, and Python programs that tests talk to.
+
+mod python;
+
+pub(crate) use python::folder as python_tools;
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -12,7 +16,7 @@ use crate::{
 };
 
 /// What is needed, by what needs it.
-const PACKAGES: [(&str, &[&str]); 6] = [
+const PACKAGES: [(&str, &[&str]); 7] = [
     (
         "building C programs",
         &[
@@ -37,6 +41,7 @@ const PACKAGES: [(&str, &[&str]); 6] = [
     ("logging in", &["openssh-client", "openssh-sftp-server", "git"]),
     ("making container images in tests", &["skopeo", "umoci"]),
     ("acting as a compromised boot server in tests", &["sqlite3"]),
+    ("switching power in tests", &["openipmi", "ipmitool", "libvirt-clients", "python3-venv"]),
 ];
 
 /// Installs what is missing, or says how.
@@ -46,10 +51,15 @@ const PACKAGES: [(&str, &[&str]); 6] = [
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     check_rust()?;
     let missing = missing()?;
-    if missing.is_empty() {
-        ui::say("setup", "everything needed is installed");
-        return Ok(());
+    if !missing.is_empty() {
+        install_missing(workspace, &missing)?;
     }
+    python::run(workspace)?;
+    ui::say("setup", "everything needed is installed");
+    Ok(())
+}
+
+fn install_missing(workspace: &Workspace, missing: &BTreeSet<&str>) -> Result<()> {
     for (purpose, packages) in PACKAGES {
         let names: Vec<_> = packages.iter().filter(|package| missing.contains(*package)).copied().collect();
         if !names.is_empty() {
@@ -57,7 +67,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         }
     }
     let apt = Apt::open(workspace, Freshness::Now)?;
-    let steps = plan(&apt, &missing)?;
+    let steps = plan(&apt, missing)?;
     let Some(sudo) = way() else {
         let commands: Vec<_> = steps.iter().map(|step| format!("    {}\n", step.by_hand(&apt))).collect();
         bail!("packages are missing and this user may not install them; run:\n\n{}", commands.concat());
@@ -69,7 +79,6 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     if !still.is_empty() {
         bail!("still missing: {}", still.into_iter().collect::<Vec<_>>().join(" "));
     }
-    ui::say("setup", "everything needed is installed now");
     Ok(())
 }
 

@@ -80,5 +80,8 @@ fn fresh_lock(workspace: &Workspace, manifest: &[&str]) -> Result<()> {
 fn cargo(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result<()> {
     ui::say(name, &format!("cargo {}", arguments.join(" ")));
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    command::attached(Command::new(cargo).current_dir(&workspace.root).args(arguments))
+    let tools = setup::python_tools(workspace);
+    command::attached(
+        Command::new(cargo).current_dir(&workspace.root).env("ORRERY_PYTHON_TOOLS", tools).args(arguments),
+    )
 }

@@ -18,7 +18,7 @@ use crate::{
 
 /// What each crate may use of the workspace: `protocol` ← `sys` ← domain libraries ← programs. A crate that is
 /// not listed, or a use that is not, is refused until someone thought about it here.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("orrery-protocol", &[]),
     ("no-std-proof", &["orrery-protocol"]),
     ("orrery-sys", &[]),
