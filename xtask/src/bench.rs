@@ -3,6 +3,7 @@
 mod boot;
 mod copy;
 mod peers;
+mod power;
 mod slivers;
 mod upgrade;
 
@@ -35,6 +36,8 @@ enum What {
     Upgrade,
     /// What slivers cost and how fast they start, next to crun, runc and OpenSSH's server; how exactly limits are kept
     Slivers(slivers::Slivers),
+    /// How long it takes to ask 500 management controllers for their state, next to ipmitool
+    Power(power::Power),
 }
 
 /// Runs of one measurement.
@@ -73,12 +76,13 @@ fn median(values: &[f64]) -> f64 {
 ///
 /// # Errors
 /// A machine did not do what is measured.
-pub(crate) fn run(workspace: &Workspace, images: &Images, bench: &Bench) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, images: impl FnOnce() -> Result<Images>, bench: &Bench) -> Result<()> {
     let runs = usize::from(bench.runs);
     let figures = match &bench.what {
-        What::Boot => serde_json::to_value(boot::run(workspace, images, runs)?),
-        What::Upgrade => serde_json::to_value(upgrade::run(workspace, images, runs)?),
-        What::Slivers(options) => serde_json::to_value(slivers::run(workspace, images, options, runs)?),
+        What::Boot => serde_json::to_value(boot::run(workspace, &images()?, runs)?),
+        What::Upgrade => serde_json::to_value(upgrade::run(workspace, &images()?, runs)?),
+        What::Slivers(options) => serde_json::to_value(slivers::run(workspace, &images()?, options, runs)?),
+        What::Power(options) => serde_json::to_value(power::run(workspace, options, runs)?),
     }
     .context("writing JSON")?;
     if let Some(path) = &bench.json {

@@ -107,7 +107,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Build { component } => build::run(&workspace, component.as_deref()),
         Task::Image => image::run(&workspace).map(|_| ()),
         Task::Demo(options) => demo::run(&workspace, &prepared(&workspace)?, options),
-        Task::Bench(options) => bench::run(&workspace, &prepared(&workspace)?, options),
+        Task::Bench(options) => bench::run(&workspace, || prepared(&workspace), options),
         Task::Test(options) => test::run(&workspace, options),
         Task::Fuzz(options) => fuzz::run(&workspace, options),
         Task::Torture(options) => torture::run(&workspace, options),
