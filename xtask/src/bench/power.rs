@@ -34,6 +34,9 @@ pub(crate) struct Power {
     parallel: u16,
 }
 
+/// How many of those asked answered, from what was printed.
+type Answers = fn(&str) -> usize;
+
 /// The simulators, ended with the benchmark.
 struct Controllers {
     processes: Vec<Child>,
@@ -89,7 +92,7 @@ pub(super) fn run(workspace: &Workspace, options: &Power, runs: usize) -> Result
                 .args(["chassis", "power", "status"]);
             asked
         };
-        let answered: [(Command, fn(&str) -> usize); 3] =
+        let answered: [(Command, Answers); 3] =
             [(asked, pcu_answers), (ipmitool(&parallel), ipmitool_answers), (ipmitool("1"), ipmitool_answers)];
         for ((_, seconds, failures), (mut asked, answers)) in ways.iter_mut().zip(answered) {
             let start = Instant::now();
