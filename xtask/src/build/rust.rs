@@ -41,8 +41,8 @@ pub(crate) const VM_TESTS: [&str; 9] = [
     "sliver_torture",
     "sliver_bench",
 ];
-/// Programs for the operator's machine.
-const TOOLS: [&str; 2] = ["orrery", "orrery-central"];
+/// Packages and programs for the operator's machine.
+const TOOLS: [(&str, &str); 3] = [("orrery", "orrery"), ("orrery-central", "orrery-central"), ("orrery-pcu", "pcu")];
 /// The list of crates in the images' programs, kept beside them for the SBOM.
 pub(crate) const CRATES_FILE: &str = "crates.json";
 
@@ -139,17 +139,17 @@ pub(crate) fn images(workspace: &Workspace) -> Result<Entry> {
     })
 }
 
-/// Builds `orrery` and `orrery-central` for this machine, and returns their folder. They are compiled as the tests are,
+/// Builds `orrery`, `orrery-central` and `pcu` for this machine, and returns their folder. They are compiled as the tests are,
 /// so that a test run compiles them once.
 ///
 /// # Errors
 /// When they do not compile.
 pub(crate) fn tools(workspace: &Workspace) -> Result<PathBuf> {
-    let step = Step::start("tools", "compiling orrery and orrery-central");
+    let step = Step::start("tools", "compiling orrery, orrery-central and pcu");
     let mut cargo = cargo_command("cargo");
     cargo.current_dir(&workspace.root).args(["build", "--locked"]);
-    for package in TOOLS {
-        cargo.args(["--package", package, "--bin", package]);
+    for (package, program) in TOOLS {
+        cargo.args(["--package", package, "--bin", program]);
     }
     command::logged(&mut cargo, &fresh_log(workspace, "tools")?).context("compiling the tools")?;
     step.done("compiled");
