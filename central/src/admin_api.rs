@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     api_error::ApiError,
     app::{App, Document, Json, Operator, Shared, parse},
-    boot_state,
+    boot_state, day,
     db::{
         nodes::{self, Added},
         published,
@@ -36,7 +36,7 @@ pub(crate) async fn list_nodes(State(app): Shared, _: Operator) -> Result<Answer
 
 pub(crate) async fn add_node(
     State(app): Shared,
-    _: Operator,
+    operator: Operator,
     Json(mut node): Json<NewNode>,
 ) -> Result<(StatusCode, Answer<NodeDetail>)> {
     if !is_node_id(&node.id) {
@@ -49,7 +49,7 @@ pub(crate) async fn add_node(
     node.groups = groups.map_err(|bad| ApiError::bad_request(format!("{bad:?} cannot name a group")))?;
     let id = node.id.clone();
     match app.db.run(move |db| nodes::add(db, &node, now())).await? {
-        Added::Yes => Ok((StatusCode::CREATED, get_node(State(app), Operator, Path(id)).await?)),
+        Added::Yes => Ok((StatusCode::CREATED, get_node(State(app), operator, Path(id)).await?)),
         Added::IdTaken => Err(ApiError::conflict("exists", format!("node {id} exists already"))),
         Added::KeyTaken => Err(ApiError::conflict("exists", "another node has this key")),
     }
@@ -149,6 +149,10 @@ pub(crate) async fn put_slice(
             Err(ApiError::conflict("no-image", message))
         }
         Err(Unresolved::Node(id)) => Err(ApiError::conflict("unknown-node", format!("node {id:?} is not known"))),
+        Err(Unresolved::Down { node, since }) => {
+            let message = format!("node {node} is down since {}: it takes no new slivers until it is back", day(since));
+            Err(ApiError::conflict("node-down", message))
+        }
     }
 }
 

@@ -26,7 +26,9 @@ use crate::{
         nodes::{self, KnownNode},
     },
     enrol_api::{self, WrongTokens},
-    fleet_api, life_api, node_api, now, roots_api,
+    fleet_api, life_api, node_api, now,
+    power::Power,
+    power_api, roots_api,
     tls::ClientIdentity,
 };
 
@@ -42,6 +44,7 @@ pub(crate) struct App {
     pub(crate) artifacts: Artifacts,
     pub(crate) certificates: Certificates,
     pub(crate) wrong_tokens: WrongTokens,
+    pub(crate) power: Power,
 }
 
 /// All routes.
@@ -83,6 +86,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/releases/{sha256}", delete(collect_api::retire_release))
         .route("/v1/releases", get(admin_api::list_releases).put(admin_api::put_release))
         .route("/v1/scripts", get(admin_api::list_scripts).put(admin_api::put_script))
+        .merge(power())
         .route_layer(middleware::from_fn(audit))
         .route_layer(middleware::from_fn(deadline));
     Router::new()
@@ -94,6 +98,25 @@ pub(crate) fn router(app: App) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path takes other methods")
         })
         .with_state(app)
+}
+
+/// Routes of remote power.
+fn power() -> Router<App> {
+    let node = get(power_api::get).put(power_api::set_methods).delete(power_api::clear_methods);
+    Router::new()
+        .route("/v1/nodes/{id}/power", node)
+        .route("/v1/nodes/{id}/power/contacts", put(power_api::set_contacts))
+        .route("/v1/nodes/{id}/power/hold", put(power_api::set_hold))
+        .route("/v1/nodes/{id}/power/operations", get(power_api::of_node).post(power_api::operate))
+        .route("/v1/nodes/{id}/power/state", get(power_api::state))
+        .route("/v1/power/operations", get(power_api::list))
+        .route("/v1/power/operations/{number}", get(power_api::operation))
+        .route("/v1/power/policy", get(power_api::policy).put(power_api::set_policy))
+        .route("/v1/power/tests", post(power_api::test))
+        .route("/v1/power/report", get(power_api::report))
+        .route("/v1/power/ladder", get(power_api::ladder))
+        .route("/v1/power/records", get(power_api::records))
+        .route("/v1/power/events", get(power_api::events))
 }
 
 async fn deadline(request: Request, next: Next) -> Response {
@@ -163,18 +186,17 @@ pub(crate) fn unknown_node(key: &Digest) -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "unknown-node", message)
 }
 
-/// A request of an operator. Holding one proves that its key is an operator's.
-pub(crate) struct Operator;
+/// A request of an operator, with that operator's name. Holding one proves that its key is an operator's.
+pub(crate) struct Operator(pub(crate) String);
 
 impl FromRequestParts<App> for Operator {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let key = identity(parts)?;
-        match app.db.run(move |db| db::is_operator(db, &key)).await? {
-            true => Ok(Self),
-            false => Err(ApiError::forbidden(format!("the key with SHA-256 {key} is not an operator's"))),
-        }
+        let name = app.db.run(move |db| db::operator(db, &key)).await?;
+        let refused = || ApiError::forbidden(format!("the key with SHA-256 {key} is not an operator's"));
+        name.map(Self).ok_or_else(refused)
     }
 }
 
@@ -192,7 +214,7 @@ impl FromRequestParts<App> for Member {
                     Err(key_replaced(&node, replaced))
                 }
                 Some(_) => Ok(true),
-                None => Ok(db::is_operator(db, &key)?),
+                None => Ok(db::operator(db, &key)?.is_some()),
             }
         });
         if known.await? { Ok(Self) } else { Err(unknown_node(&key)) }

@@ -6,6 +6,7 @@
 //! ca.pem ca.key  the first certificate authority; ca-2.pem and ca-2.key the second, and so on
 //! server.pem     the server certificate with its key, from the first authority; server-2.pem from the second
 //! artifacts/     content, by SHA-256; incoming/ below it for uploads under way
+//! power/         secrets, programs and certificates that power methods name; drivers/ below it for driver files
 //! operator/      what the first operator takes away
 //! lock           held by the running server
 //! ```
@@ -174,7 +175,7 @@ pub fn init(options: &InitOptions) -> Result<Initialised, InitError> {
 fn fill(folder: &Path, settings: &Settings, url: &str) -> Result<(), InitError> {
     pki::make_ca(folder, Authority::FIRST, now())?;
     pki::make_server(folder, Authority::FIRST, &settings.hosts, now())?;
-    for name in ["artifacts", "artifacts/incoming"] {
+    for name in ["artifacts", "artifacts/incoming", "power"] {
         let path = folder.join(name);
         fs::create_dir(&path).map_err(making(&path))?;
     }

@@ -4,6 +4,9 @@ pub(crate) mod enrolments;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod nodes;
+pub(crate) mod power;
+pub(crate) mod power_operations;
+pub(crate) mod power_records;
 pub(crate) mod published;
 pub(crate) mod roots;
 pub(crate) mod slices;
@@ -16,7 +19,7 @@ use std::{
 };
 
 use orrery_protocol::Digest;
-use rusqlite::{Connection, OpenFlags, Row, types::Type};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, types::Type};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -30,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("db/schema-2.sql"),
     include_str!("db/schema-3.sql"),
     include_str!("db/schema-4.sql"),
+    include_str!("db/schema-5.sql"),
 ];
 
 /// Larger databases are not read through at every start.
@@ -159,9 +163,10 @@ fn migrate(connection: &mut Connection, from: usize) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)
 }
 
-/// Whether `spki` is an operator's key.
-pub(crate) fn is_operator(connection: &Connection, spki: &Digest) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM operators WHERE spki = ?1")?.exists([spki.to_string()])
+/// The name of the operator whose key is `spki`.
+pub(crate) fn operator(connection: &Connection, spki: &Digest) -> rusqlite::Result<Option<String>> {
+    let sql = "SELECT name FROM operators WHERE spki = ?1";
+    connection.prepare_cached(sql)?.query_row([spki.to_string()], |row| row.get(0)).optional()
 }
 
 /// A value kept as JSON.

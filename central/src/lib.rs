@@ -18,6 +18,8 @@ mod life_api;
 mod node_api;
 pub mod operators;
 mod pki;
+mod power;
+mod power_api;
 mod range;
 mod roots_api;
 mod server;

@@ -18,6 +18,7 @@ use crate::{
         keys::{self, Standing},
         logs,
         nodes::{self, Contact},
+        power_operations::{self, Boot},
         published, slices,
     },
     now,
@@ -68,7 +69,10 @@ pub(crate) async fn contact(State(app): Shared, Key(key): Key, Json(facts): Json
         let served = script.is_some();
         let handed_out = served && matches!(state, BootState::Reinstall | BootState::Upgrade);
         let level = boot_state::run_level_at_contact(kind);
-        nodes::contacted(db, &node.id, &Contact { facts: &facts, level, handed_out, once }, now())?;
+        let at = now();
+        nodes::contacted(db, &node.id, &Contact { facts: &facts, level, handed_out, once }, at)?;
+        let boot = Boot { id: &facts.boot_id, kernel_started: Some(at.saturating_sub(facts.uptime_s)) };
+        power_operations::called_home(db, &node.id, boot, at)?;
         tracing::info!(node = node.id, boot_state = %state, %kind, served, boot_id = ?facts.boot_id, "contact");
         let script = script.ok_or_else(|| {
             let message = format!("node {} is to be given a script of kind {kind}, and none is published", node.id);
@@ -124,7 +128,13 @@ pub(crate) async fn status(
     Node(node): Node,
     Json(status): Json<NodeStatus>,
 ) -> Result<StatusCode, ApiError> {
-    app.db.run(move |db| nodes::status(db, &node.id, &status, now())).await?;
+    let noted = app.db.run(move |db| {
+        let at = now();
+        nodes::status(db, &node.id, &status, at)?;
+        // A node that started without central is heard here first.
+        power_operations::called_home(db, &node.id, Boot { id: &status.boot_id, kernel_started: None }, at)
+    });
+    noted.await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -38,6 +38,7 @@ use crate::{
     db::{Database, OpenError},
     enrol_api::WrongTokens,
     pki::PkiError,
+    power::{self, Power},
     roots_api,
     tls::{self, ClientIdentity},
 };
@@ -70,6 +71,9 @@ pub enum ServeError {
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// Operations on the power of nodes.
+    #[error("taking over power operations: {0}")]
+    Power(#[source] rusqlite::Error),
     /// TLS.
     #[error("setting up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -93,6 +97,7 @@ pub struct Server {
     db: Database,
     tls: TlsAcceptor,
     router: Router,
+    power: power::Runner,
 }
 
 impl Server {
@@ -115,9 +120,16 @@ impl Server {
             listeners.push(listener);
         }
         let artifacts = Artifacts::new(data.path().join("artifacts"));
-        let app =
-            App { db: db.clone(), artifacts, certificates: certificates.clone(), wrong_tokens: WrongTokens::default() };
-        Ok(Self { _data: data, listeners, addresses, certificates, db, tls, router: router(app) })
+        let power = Power::new(data.path());
+        let app = App {
+            db: db.clone(),
+            artifacts,
+            certificates: certificates.clone(),
+            wrong_tokens: WrongTokens::default(),
+            power: power.clone(),
+        };
+        let power = power::Runner::new(power, db.clone()).map_err(ServeError::Power)?;
+        Ok(Self { _data: data, listeners, addresses, certificates, db, tls, router: router(app), power })
     }
 
     /// Where the server listens.
@@ -130,7 +142,7 @@ impl Server {
     /// # Errors
     /// A listener cannot be used.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { _data, listeners, addresses, certificates, db, tls, router } = self;
+        let Self { _data, listeners, addresses, certificates, db, tls, router, power } = self;
         let (stopping, watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(connection_limit()));
         let mut acceptors = JoinSet::new();
@@ -139,6 +151,7 @@ impl Server {
                 tokio::net::TcpListener::from_std(listener).map_err(|source| ServeError::Listen { address, source })?;
             acceptors.spawn(accept(listener, tls.clone(), router.clone(), permits.clone(), watch.clone()));
         }
+        let runner = tokio::spawn(power.run(watch.clone()));
         let mut stop = pin!(stop);
         let mut checks = interval(CERTIFICATE_CHECK);
         loop {
@@ -151,6 +164,9 @@ impl Server {
         // Receivers that are gone have stopped already.
         let _ = stopping.send(true);
         while acceptors.join_next().await.is_some() {}
+        if let Err(error) = runner.await {
+            tracing::error!(%error, "looking after power ended early");
+        }
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod keys;
 mod limits;
 mod media;
 mod node;
+mod power;
 mod release;
 mod script;
 mod sign;
@@ -40,6 +41,9 @@ enum Command {
     /// Nodes: add, list, show, set what is wanted of them, see what they said.
     #[command(subcommand)]
     Node(node::Node),
+    /// Remote power over all nodes: tests, policy, nodes that are down.
+    #[command(subcommand)]
+    Power(power::Power),
     /// Slices: keys, limits, and the nodes they have slivers on.
     #[command(subcommand)]
     Slice(slice::Slice),
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
     let Arguments { context, command } = Arguments::parse();
     let result = match command {
         Command::Node(command) => node::run(&context, command),
+        Command::Power(command) => power::run(&context, command),
         Command::Slice(command) => slice::run(&context, command),
         Command::Release(command) => release::run(&context, command),
         Command::Script(command) => script::run(&context, command),

@@ -2,6 +2,7 @@
 
 mod bundle;
 mod config;
+mod power;
 mod renew;
 mod show;
 mod upgrade;
@@ -11,7 +12,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
-use orrery_central_api::{BootStateChange, GroupChange, NewNode, NodeDetail, NodeSummary, RebootAsked, checked_groups};
+use orrery_central_api::{
+    BootStateChange, GroupChange, NewNode, NodeDetail, NodeSummary, PowerAction, RebootAsked, checked_groups,
+};
 use orrery_protocol::{BootState, Digest};
 use rcgen::{KeyPair, PublicKeyData};
 use serde_json::json;
@@ -99,6 +102,23 @@ pub(crate) enum Node {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+    /// How nodes' power is switched, and what was done with it.
+    #[command(subcommand)]
+    Power(power::Power),
+    /// Give nodes power.
+    PowerOn(power::Switch),
+    /// Take nodes' power away, at once: what runs there is not asked.
+    PowerOff(power::Switch),
+    /// Take nodes' power away and give it again. It counts as confirmed when the node calls home.
+    PowerCycle(power::Switch),
+    /// Reset machines, which keep their power.
+    PowerReset(power::Switch),
+    /// Ask the devices whether nodes have power.
+    PowerStatus {
+        /// The nodes' ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Make another key for a node, and a configuration to stamp; its old medium works for a while yet.
     Renew(Renew),
     /// Bring nodes to a release, wave after wave, and stop when one fails.
@@ -176,6 +196,12 @@ pub(crate) fn run(context: &Context, command: Node) -> Result<()> {
             }
             Ok(())
         }
+        Node::Power(command) => power::run(context, command),
+        Node::PowerOn(switch) => switch.run(context, PowerAction::On),
+        Node::PowerOff(switch) => switch.run(context, PowerAction::Off),
+        Node::PowerCycle(switch) => switch.run(context, PowerAction::Cycle),
+        Node::PowerReset(switch) => switch.run(context, PowerAction::Reset),
+        Node::PowerStatus { ids } => power::status(context, &ids),
         Node::Renew(renew) => renew.run(context),
         Node::Upgrade(upgrade) => upgrade.run(context),
         Node::Remove { id } => {

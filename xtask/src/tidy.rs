@@ -53,7 +53,10 @@ const LAYERS: [(&str, &[&str]); 22] = [
             "orrery-transport",
         ],
     ),
-    ("orrery-central", &["orrery-central-api", "orrery-image-store", "orrery-protocol", "orrery-transport"]),
+    (
+        "orrery-central",
+        &["orrery-central-api", "orrery-image-store", "orrery-pcu", "orrery-protocol", "orrery-transport"],
+    ),
     (
         "orrery",
         &[

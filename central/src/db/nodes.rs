@@ -131,6 +131,12 @@ pub(crate) fn set_once(db: &Connection, id: &str, state: BootState) -> rusqlite:
     Ok(db.execute(sql, (id, state.as_str()))? > 0)
 }
 
+/// Takes back a one-shot state that no boot has got yet.
+pub(crate) fn forget_once(db: &Connection, id: &str) -> rusqlite::Result<()> {
+    let sql = "UPDATE nodes SET once_state = NULL WHERE id = ?1 AND once_boot IS NULL";
+    db.execute(sql, [id]).map(|_| ())
+}
+
 /// Sets the groups that a node is in.
 pub(crate) fn set_groups(db: &Connection, id: &str, groups: &[String]) -> rusqlite::Result<bool> {
     Ok(db.execute("UPDATE nodes SET member_of = ?2 WHERE id = ?1", (id, to_json(&groups)))? > 0)

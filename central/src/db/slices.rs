@@ -1,10 +1,10 @@
 //! Slices, and which nodes have slivers of them.
 
-use orrery_central_api::{SliceRecord, SliceSpec};
+use orrery_central_api::{EscalationLevel, SliceRecord, SliceSpec};
 use orrery_protocol::{Admin, Life, SliceName, SliverSpec, WantedState};
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::{from_json, from_word, nodes, published, to_json};
+use super::{from_json, from_word, nodes, power_records, published, to_json};
 
 /// Why a slice was not stored.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,6 +13,13 @@ pub(crate) enum Unresolved {
     Image,
     /// No such node.
     Node(String),
+    /// The node has been down for so long that it takes no new slivers.
+    Down {
+        /// Which.
+        node: String,
+        /// Since when, in Unix seconds.
+        since: u64,
+    },
 }
 
 /// Makes a slice what `spec` says. `Ok(Err)` leaves everything as it was.
@@ -37,7 +44,13 @@ pub(crate) fn put(
         if !nodes::exists(&transaction, node)? {
             return Ok(Err(Unresolved::Node(node.clone())));
         }
-        transaction.execute("INSERT OR IGNORE INTO slivers (slice, node) VALUES (?1, ?2)", (&name, node))?;
+        let sql = "INSERT OR IGNORE INTO slivers (slice, node) VALUES (?1, ?2)";
+        let new = transaction.execute(sql, (&name, node))? > 0;
+        if let Some(record) = power_records::open_of(&transaction, node)?.filter(|_| new)
+            && record.level >= EscalationLevel::Pi
+        {
+            return Ok(Err(Unresolved::Down { node: node.clone(), since: record.since }));
+        }
     }
     transaction.commit()?;
     Ok(Ok(()))

@@ -1,6 +1,7 @@
 //! The command as an operator types it, against a real central: from nothing to a served install script.
 
 mod image;
+mod power;
 mod slivers;
 mod support;
 
