@@ -398,7 +398,6 @@ fn commands_with_a_password() {
             ["powerstatus", "powerstatus", "powerdown", "powerstatus", "powerup", "hardreset", "powercycle"]
         );
 
-        let mut method = method;
         method.password = Some(unit.secret("wrong"));
         let said = refusal(&method, Class::Authentication);
         assert!(said.contains(told), "{said}");

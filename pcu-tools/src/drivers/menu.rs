@@ -251,7 +251,7 @@ impl Session for MenuSession {
             dialogue.run(before, &change.to_string(), &doing, deadline)?;
             dialogue.run(&script.cancel, "", &doing, deadline).map(drop)
         })?;
-        proofs.push(Proof(format!("went {count} steps towards {change:?}, up to the one that does it, and back")));
+        proofs.push(Proof(format!("went {count} steps towards {change}, up to the one that does it, and back")));
         if script.cancel.is_empty() {
             self.dialogue = None;
         }
@@ -266,5 +266,58 @@ impl Drop for MenuSession {
             // A device that does not answer any more is left by hanging up.
             let _ = dialogue.run(&self.device.script.logout, "", &doing, Deadline::after(GOODBYE));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::parse_data;
+
+    #[test]
+    fn every_file_is_a_driver_that_switches() {
+        for text in BUILTIN {
+            let driver = parse_data(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+            assert!(driver.abilities().starts_with(&[Ability::Status, Ability::On, Ability::Off]), "{}", driver.name());
+            assert!(driver.about().contains("ssh") || driver.about().contains("telnet"), "{}", driver.about());
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_says_where() {
+        let check = |text: &str, told: &str| {
+            let Err(error) = parse_data(&text.replace("HEAD", "name = 'x'\nabout = 'y'\nsource = 'z'")) else {
+                panic!("{text} is a driver")
+            };
+            assert!(error.contains(told), "{text}\n{error}");
+        };
+        check("name = 'x'\nabout = 'y'", "missing field `source`");
+        check("HEAD", "has no table of a family");
+        check("HEAD\n[menu]\ntransport = 'ssh'", "menu.status is missing");
+        check("HEAD\n[menu]\ntransport = 'ssh'\nstatus = [{ lime = 'x' }]", "line 6");
+    }
+
+    #[test]
+    fn a_method_says_what_is_missing() {
+        let check = |change: &dyn Fn(&mut Method), told: &str| {
+            let driver = parse_data(BUILTIN.iter().find(|text| text.contains("\"apc-cli\"")).unwrap()).unwrap();
+            // Nothing answers there; only what comes before connecting is looked at.
+            let mut method = Method::new("apc-cli", "127.0.0.1:1");
+            method.outlet = Some("3".into());
+            method.user = Some("op".into());
+            method.options.insert("key".into(), "/no/such/key".into());
+            change(&mut method);
+            let Err(error) = driver.open(&method, Deadline::after(Duration::from_secs(1))) else { panic!("{told}") };
+            assert!(error.to_string().contains(told), "{error}");
+        };
+        check(&|method| method.outlet = None, "there is no outlet");
+        check(&|method| method.user = None, "there is no user");
+        check(&|method| drop(method.options.remove("key")), "there is no password");
+        check(&|_| {}, "the key /no/such/key: No such file");
+        check(&|method| method.outlet = Some("3\rolOff all".into()), "has a control character");
+        check(&|method| drop(method.options.insert("transport".into(), "telnet".into())), "waivers = [\"clear-text\"]");
+        check(&|method| drop(method.options.insert("transport".into(), "fax".into())), "unknown variant `fax`");
+        check(&|method| drop(method.options.insert("speed".into(), 9600.into())), "unknown field `speed`");
+        check(&|method| method.address = String::new(), "neither HOST nor HOST:PORT");
     }
 }

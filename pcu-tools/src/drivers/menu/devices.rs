@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{Change, Class, Deadline, PcuError, PowerState, Secret};
 
+/// What stands for `{action}`.
+const ACTION: &str = "off";
+
 #[derive(serde::Deserialize)]
 struct File {
     name: String,
@@ -69,7 +72,7 @@ fn lead(
     let mut dialogue = Dialogue::new(Box::new(device), words);
     let deadline = Deadline::after(Duration::from_secs(5));
     let run = |state, steps: &&[Step]| {
-        let ended = dialogue.run(*steps, "", "asking", deadline)?;
+        let ended = dialogue.run(*steps, ACTION, "asking", deadline)?;
         Ok(ended.state.or(state))
     };
     let state = lists.iter().try_fold(None, run);
@@ -223,4 +226,42 @@ fn a_wrong_password_is_told_as_one() {
     check("wti", "\nEnter Password: ", &["\nInvalid Password\nEnter Password: "]);
     check("sentry", "Sentry Switched CDU Version 6.0g\n\nUsername: ", &["op\nPassword: ", "\nUsername: "]);
     check("raritan-px", "Username: ", &["op\nPassword: ", "\nUsername: "]);
+}
+
+/// The device that the documentation shows how to add.
+#[test]
+fn the_documented_device_works() {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Whole {
+        name: String,
+        #[serde(rename = "about")]
+        _about: String,
+        #[serde(rename = "source")]
+        _source: String,
+        menu: Script,
+    }
+    let page = include_str!("../../../../docs/pcu/menu.md");
+    let mut files = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let file: Whole = toml::from_str(files.find(|text| text.contains("[menu]")).unwrap()).unwrap();
+    assert_eq!(file.name, "acme-strip");
+    let script = file.menu;
+    let check = |lists: &[&[Step]], first: &str, answers: &[&'static str], told: &[&str], class: Option<Class>| {
+        let (ended, said) = lead(lists, "3", first, answers);
+        assert_eq!(ended.as_ref().err().map(PcuError::class), class, "{ended:?}");
+        assert_eq!(said, told);
+        ended.ok().flatten()
+    };
+    let entry: [&[Step]; 2] = [&script.login, &script.ready];
+    check(&entry, "login: ", &["op\npassword: ", "********\nstrip> "], &["op⏎", "sesame⏎"], None);
+    check(&entry, "login: ", &["op\npassword: ", "no\nlogin: "], &["op⏎", "sesame⏎"], Some(Class::Authentication));
+    check(&entry, "already in use by op\n", &[], &[], Some(Class::Busy));
+    let state = check(&[&script.status], "", &["get 3\nport 3 is OFF\nstrip> "], &["get 3⏎"], None);
+    assert_eq!(state, Some(PowerState::Off));
+    let off = script.change(Change::Off).unwrap();
+    let answers = ["set 3 off\nswitch port 3 off, sure? ", "y\ndone\nstrip> "];
+    check(&[off], "", &answers, &["set 3 off⏎", "y"], None);
+    check(&[off], "", &["set 3 off\nno such port\nstrip> "], &["set 3 off⏎"], Some(Class::Refused));
+    let commit = off.iter().position(Step::is_commit).unwrap();
+    check(&[&off[..commit], &script.cancel], "", &["sure? ", "n\nstrip> "], &["set 3 off⏎", "n"], None);
 }

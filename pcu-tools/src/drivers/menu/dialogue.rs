@@ -1,5 +1,7 @@
 //! Leads a dialogue as a script says.
 
+use regex::bytes::Regex;
+
 use super::{
     line::Line,
     script::{Alternative, Expect, Outcome, Say, Step, Then, compile, fill},
@@ -26,6 +28,7 @@ pub(super) struct Words {
 pub(super) struct Dialogue {
     line: Box<dyn Line>,
     plain: Plain,
+    /// ASCII, so that any match ends between characters.
     text: String,
     words: Words,
 }
@@ -153,7 +156,7 @@ impl Dialogue {
         }
     }
 
-    fn patterns(&self, expect: &Expect, doing: &str) -> Result<Vec<regex::Regex>, PcuError> {
+    fn patterns(&self, expect: &Expect, doing: &str) -> Result<Vec<Regex>, PcuError> {
         let pattern = |alternative: &Alternative| {
             let filled = fill(&alternative.pattern, |name| match name {
                 "outlet" => Some(regex::escape(&self.words.outlet)),
@@ -198,11 +201,12 @@ struct Found {
 }
 
 /// The match that ends first.
-fn first(patterns: &[regex::Regex], text: &str) -> Option<(usize, Found)> {
-    let captures = patterns.iter().enumerate().filter_map(|(index, pattern)| Some((index, pattern.captures(text)?)));
+fn first(patterns: &[Regex], text: &str) -> Option<(usize, Found)> {
+    let captures =
+        patterns.iter().enumerate().filter_map(|(index, pattern)| Some((index, pattern.captures(text.as_bytes())?)));
     let found = captures.map(|(index, captures)| {
         let whole = captures.get_match();
-        let picked = captures.get(1).map(|group| group.as_str().to_owned());
+        let picked = captures.get(1).map(|group| text[group.range()].to_owned());
         (index, Found { start: whole.start(), end: whole.end(), picked })
     });
     found.min_by_key(|(_, found)| found.end)

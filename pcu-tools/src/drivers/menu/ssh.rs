@@ -171,8 +171,12 @@ impl Line for SshLine {
 
 impl Drop for SshLine {
     fn drop(&mut self) {
-        let goodbye = self.handle.disconnect(Disconnect::ByApplication, "", "en");
-        // One that has hung up already needs none.
+        self.channel = None;
+        let goodbye = async {
+            // Both fail on one that has hung up already, which needs no goodbye.
+            let _ = self.handle.disconnect(Disconnect::ByApplication, "", "en").await;
+            let _ = (&mut self.handle).await;
+        };
         let _ = self.runtime.block_on(async { tokio::time::timeout(GOODBYE, goodbye).await });
     }
 }
@@ -429,7 +433,7 @@ mod tests {
         };
         let hex = "0123456789abcdef".repeat(4);
         check(&hex, Some(Trust::Hex(hex.clone())));
-        check(&"01:23:45:67:89:AB:CD:EF:".repeat(4).trim_end_matches(':'), Some(Trust::Hex(hex.clone())));
+        check("01:23:45:67:89:AB:CD:EF:".repeat(4).trim_end_matches(':'), Some(Trust::Hex(hex.clone())));
         let base64 = format!("SHA256:{}", "a".repeat(43));
         check(&base64, Some(Trust::OpenSsh(base64.clone())));
         check(&format!("{base64}="), Some(Trust::OpenSsh(base64)));

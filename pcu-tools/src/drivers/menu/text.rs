@@ -2,8 +2,12 @@
 
 use std::fmt::Write as _;
 
+use zeroize::Zeroizing;
+
 /// Most of an answer that an error repeats, in characters.
 const TOLD: usize = 300;
+/// What becomes of a byte that is not ASCII.
+const UNKNOWN: char = '?';
 /// Shown instead of a secret.
 const MASK: &str = "***";
 
@@ -28,8 +32,7 @@ enum State {
 }
 
 impl Plain {
-    /// Adds the text of `bytes` to `text`. Bytes over 127 become the character of that number: devices that use them agree on
-    /// nothing, and no pattern needs them.
+    /// Adds the text of `bytes` to `text`. It is ASCII: other bytes become `?`, as devices agree on nothing about them.
     pub(super) fn take(&mut self, bytes: &[u8], text: &mut String) {
         for byte in bytes {
             self.state = match (self.state, *byte) {
@@ -50,8 +53,12 @@ impl Plain {
                 (State::Return, b'\n') => State::Text,
                 // Padding between the two.
                 (State::Return, 0) => State::Return,
-                (_, b'\n' | b'\t' | b' '..=b'~' | 0xa0..) => {
+                (_, b'\n' | b'\t' | b' '..=b'~') => {
                     text.push(char::from(*byte));
+                    State::Text
+                }
+                (_, 0x80..) => {
+                    text.push(UNKNOWN);
                     State::Text
                 }
                 (_, _) => State::Text,
@@ -82,7 +89,11 @@ pub(super) fn lines_around(text: &str, start: usize, end: usize, secrets: &[&str
 fn mask(text: &str, secrets: &[&str]) -> String {
     let mut masked = text.to_owned();
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        masked = masked.replace(*secret, MASK);
+        // As a device's echo of it looks here.
+        let secret: Zeroizing<String> = Zeroizing::new(
+            secret.bytes().map(|byte| if byte.is_ascii() { char::from(byte) } else { UNKNOWN }).collect(),
+        );
+        masked = masked.replace(secret.as_str(), MASK);
         // One that has come in part only: it was being echoed when the time was up.
         let part = secret.char_indices().map(|(end, _)| &secret[..end]).rev().find(|part| masked.ends_with(part));
         if let Some(part) = part.filter(|part| part.len() > 1) {
@@ -124,7 +135,7 @@ mod tests {
         check(b"a\x1b[31;1mred\x1b[0m\x1b(B\x1b7b", "aredb");
         check(b"\x1b]0;title\x07x\x1b]0;t\x1b\\y\x1bPq\x1b\x1b\\z", "xyz");
         check(b"a\r\nb\rc\nd\r\0\ne\r\r\nf", "a\nb\nc\nd\ne\n\nf");
-        check(b"a\x08\x07\x7f\0b\xe4", "ab\u{e4}");
+        check(b"a\x08\x07\x7f\0b\xe4\x80", "ab??");
         // A sequence that is cut short by another one.
         check(b"\x1b[12\x1b[Kx", "x");
     }
@@ -133,6 +144,7 @@ mod tests {
     fn a_tail_is_bounded_and_has_no_secret() {
         assert_eq!(tail("  a\n\n b  ", &[]), "a b");
         assert_eq!(tail("was sesame it", &["sesame", ""]), "was *** it");
+        assert_eq!(tail(&plain("was sésame it".as_bytes()), &["sésame"]), "was *** it");
         assert_eq!(tail("Password: sesa", &["sesame"]), "Password: ***");
         let long = format!("{}sesame{}", "x".repeat(400), "y".repeat(TOLD - 3));
         let told = tail(&long, &["sesame"]);
@@ -150,6 +162,7 @@ mod tests {
             filter.take(first, &mut pieces);
             filter.take(second, &mut pieces);
             prop_assert_eq!(&pieces, &plain(&bytes));
+            prop_assert!(pieces.is_ascii());
             prop_assert!(pieces.chars().all(|character| !character.is_control() || matches!(character, '\n' | '\t')));
         }
     }
