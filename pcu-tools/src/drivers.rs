@@ -1,5 +1,6 @@
 //! The drivers. Those for one protocol are code; those for one family of devices behind a protocol are data in `data/`.
 
+mod amt;
 mod command;
 mod http;
 mod xml;
@@ -12,7 +13,7 @@ use crate::Driver;
 
 /// Every driver that is built in.
 pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
-    let code: [Arc<dyn Driver>; 1] = [Arc::new(command::Command)];
+    let code: [Arc<dyn Driver>; 2] = [Arc::new(amt::Amt), Arc::new(command::Command)];
     // One list a family, of files in `data/`.
     let families: [&[&str]; 1] = [http::BUILTIN];
     let data = families.concat();

@@ -44,6 +44,22 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document<'_>, String> {
     Ok(document)
 }
 
+/// Text as it stands in an element or an attribute.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&apos;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +81,14 @@ mod tests {
         check("\u{feff}<a/>", None);
         check("", Some("not XML"));
         assert!(parse(b"<a>\xff</a>").is_err());
+    }
+
+    #[test]
+    fn what_is_escaped_is_read_again() {
+        let text = "a<b>&\"'c";
+        let document = format!("<x y=\"{0}\">{0}</x>", escape(text));
+        let document = parse(document.as_bytes()).unwrap();
+        assert_eq!(document.root_element().text(), Some(text));
+        assert_eq!(document.root_element().attribute("y"), Some(text));
     }
 }
