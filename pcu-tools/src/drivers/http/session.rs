@@ -69,13 +69,17 @@ impl HttpSession {
             // Also of a login that fails half-way the device may keep something.
             self.logged_in = true;
             let doing = self.doing(&step.request);
-            let reply = self.send(&step.request, deadline)?;
-            let text = String::from_utf8_lossy(&reply.body);
-            let user = self.values.user.as_deref().unwrap_or("nobody");
+            let user = self.values.user.clone().unwrap_or_else(|| "nobody".into());
             let denied = || PcuError::Authentication {
                 doing: doing.clone(),
                 detail: format!("the device does not let {user} in"),
             };
+            let reply = match self.send(&step.request, deadline) {
+                // What would be no right later on is no way in here.
+                Err(PcuError::Refused { .. } | PcuError::Privilege { .. }) => return Err(denied()),
+                sent => sent?,
+            };
+            let text = String::from_utf8_lossy(&reply.body);
             if step.shows.as_ref().is_some_and(|pattern| !pattern.0.is_match(&text)) {
                 return Err(denied());
             }
@@ -117,9 +121,13 @@ impl HttpSession {
         }
         let mut headers = Vec::new();
         for (name, value) in self.table.headers.iter().chain(&request.headers) {
-            if let Some(value) = value.fill(&self.values, plain) {
-                headers.push((name.clone(), value));
+            let Some(value) = value.fill(&self.values, plain) else { continue };
+            if !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+                let detail =
+                    format!("the header {name} would get a character that is not ASCII; is the password right?");
+                return Err(PcuError::Configuration { doing: doing.into(), detail });
             }
+            headers.push((name.clone(), value));
         }
         if !self.cookies.is_empty() {
             let mut cookies = Zeroizing::new(String::new());

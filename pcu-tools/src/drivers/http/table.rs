@@ -311,9 +311,6 @@ impl Table {
         if request.method == Method::Get && (!request.form.is_empty() || request.json.is_some()) {
             return Err(format!("{place}: GET has no body; say method = \"POST\""));
         }
-        if !request.path.fill(&self.example(), super::template::percent).is_none_or(|path| path.starts_with('/')) {
-            return Err(format!("{place}: the path does not begin with a slash"));
-        }
         // Paths show in messages, queries do not.
         if request.path.before(&['?']).names().any(|name| matches!(name, "password" | "token")) {
             return Err(format!("{place}: {{password}} and {{token}} have no place in a path"));
@@ -324,6 +321,10 @@ impl Table {
             json.templates(&mut templates);
         }
         templates.into_iter().try_for_each(|template| self.check_template(place, template, token))?;
+        let path = request.path.fill(&self.example(), super::template::percent).unwrap_or_default();
+        if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+            return Err(format!("{place}: a path begins with a slash, and has %20 for a space and so on"));
+        }
         self.check_headers(place, &request.headers, token)
     }
 

@@ -55,7 +55,8 @@ fn what_makes_no_sense_is_told_with_its_place() {
     let on = "path = \"/on/{outlet}\"";
     wrong(on, "path = \"/on/{port}\"", "http.on: there is nothing for {port} to stand for");
     wrong(on, "path = \"/on/{outlet*2}\"", "{outlet*2} is no placeholder");
-    wrong(on, "path = \"on/{outlet}\"", "http.on: the path does not begin with a slash");
+    wrong(on, "path = \"on/{outlet}\"", "http.on: a path begins with a slash");
+    wrong(on, "path = \"/on {outlet}\"", "http.on: a path begins with a slash, and has %20");
     wrong(on, "path = \"/on/{password}\"", "http.on: {password} and {token} have no place in a path");
     wrong(on, "path = \"/on?t={token}\"", "http.on: there is nothing for {token} to stand for");
     wrong(on, "path = \"/on\"\nform = { a = \"1\" }", "http.on: GET has no body");
