@@ -33,17 +33,28 @@ pub(super) struct HttpSession {
 }
 
 /// A request with everything filled in.
-struct Filled {
-    verb: Verb,
-    /// Passwords may stand in its query.
-    path: Zeroizing<String>,
-    headers: Vec<(String, Zeroizing<String>)>,
-    body: Zeroizing<String>,
+pub(super) struct Filled {
+    /// What it does.
+    pub(super) verb: Verb,
+    /// Path and query. Passwords may stand in the query.
+    pub(super) path: Zeroizing<String>,
+    /// The headers of the table, of the request and of its body.
+    pub(super) headers: Vec<(String, Zeroizing<String>)>,
+    /// The body, empty where there is none.
+    pub(super) body: Zeroizing<String>,
 }
 
 impl HttpSession {
     /// Logs in, and finds the outlet.
     pub(super) fn open(driver: &str, table: Arc<Table>, method: &Method, deadline: Deadline) -> Result<Self, PcuError> {
+        let mut session = Self::new(driver, table, method)?;
+        session.log_in(deadline)?;
+        session.state(deadline)?;
+        Ok(session)
+    }
+
+    /// Prepares for a method that has what the table wants. Nothing is sent yet.
+    pub(super) fn new(driver: &str, table: Arc<Table>, method: &Method) -> Result<Self, PcuError> {
         let values = values(&table, method)?;
         let mut known = method.clone();
         known.user.clone_from(&values.user);
@@ -53,11 +64,7 @@ impl HttpSession {
             (Auth::Digest, Some(_)) => WebAuth::Digest,
         };
         let client = WebClient::new(&known, table.port)?;
-        let mut session =
-            Self { driver: driver.into(), table, client, auth, values, cookies: BTreeMap::new(), logged_in: false };
-        session.log_in(deadline)?;
-        session.state(deadline)?;
-        Ok(session)
+        Ok(Self { driver: driver.into(), table, client, auth, values, cookies: BTreeMap::new(), logged_in: false })
     }
 
     fn log_in(&mut self, deadline: Deadline) -> Result<(), PcuError> {
@@ -110,7 +117,8 @@ impl HttpSession {
         Ok(reply)
     }
 
-    fn fill(&self, request: &Request, doing: &str) -> Result<Filled, PcuError> {
+    /// A request as it is sent.
+    pub(super) fn fill(&self, request: &Request, doing: &str) -> Result<Filled, PcuError> {
         let missing = || PcuError::Configuration { doing: doing.into(), detail: "there is no user or password".into() };
         let mut path = request.path.fill(&self.values, percent).ok_or_else(missing)?;
         let query = self.pairs(&request.query);
@@ -247,20 +255,12 @@ impl HttpSession {
         })
     }
 
-    fn no_outlet(&self, doing: String, known: Vec<String>) -> PcuError {
-        PcuError::OutletUnknown { doing, outlet: self.values.outlet.clone(), known }
-    }
-}
-
-impl Session for HttpSession {
-    fn state(&mut self, deadline: Deadline) -> Result<PowerState, PcuError> {
-        let table = self.table.clone();
-        let status = &table.status;
-        let doing = self.doing(&status.request);
-        let reply = self.send(&status.request, deadline)?;
+    /// The state in an answer to the request for it.
+    pub(super) fn read_state(&self, body: &[u8], doing: String) -> Result<PowerState, PcuError> {
+        let status = &self.table.status;
         let mut why = String::new();
         for reading in &status.read {
-            match reading.find(&reply.body, &self.values) {
+            match reading.find(body, &self.values) {
                 Found::Value(value) if status.on.contains(&value) => return Ok(PowerState::On),
                 Found::Value(value) if status.off.contains(&value) => return Ok(PowerState::Off),
                 Found::Value(value) if status.changing.contains(&value) => {
@@ -276,12 +276,26 @@ impl Session for HttpSession {
                 Found::Nothing(_) => {}
             }
         }
-        let text = String::from_utf8_lossy(&reply.body);
+        let text = String::from_utf8_lossy(body);
         let known = status.known.as_ref().map(|Pattern(regex)| all(regex, &text)).unwrap_or_default();
         if !known.is_empty() && !known.contains(&self.values.outlet) {
             return Err(self.no_outlet(doing, known));
         }
         Err(PcuError::BadAnswer { doing, detail: clip(&why) })
+    }
+
+    fn no_outlet(&self, doing: String, known: Vec<String>) -> PcuError {
+        PcuError::OutletUnknown { doing, outlet: self.values.outlet.clone(), known }
+    }
+}
+
+impl Session for HttpSession {
+    fn state(&mut self, deadline: Deadline) -> Result<PowerState, PcuError> {
+        let table = self.table.clone();
+        let status = &table.status;
+        let doing = self.doing(&status.request);
+        let reply = self.send(&status.request, deadline)?;
+        self.read_state(&reply.body, doing)
     }
 
     fn change(&mut self, change: Change, deadline: Deadline) -> Result<(), PcuError> {
