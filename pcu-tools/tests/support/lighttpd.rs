@@ -55,7 +55,7 @@ impl Lighttpd {
                 return started;
             }
         }
-        panic!("lighttpd did not start");
+        panic!("lighttpd did not start; are all its modules there? `cargo xtask setup` installs them");
     }
 
     fn try_start(server: &str, device: &str, auth: Auth, tls: bool) -> Option<Self> {

@@ -250,4 +250,15 @@ mod tests {
             assert!(parse(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_is_too_much(body: Vec<u8>, text in "[<>/a-z:&;\"' ]{0,60}") {
+            let _ = parse(&body);
+            let _ = parse(text.as_bytes());
+            if let Ok(Parsed::Answer(answer)) = parse(envelope(&text).as_bytes()) {
+                answer.fields();
+            }
+        }
+    }
 }

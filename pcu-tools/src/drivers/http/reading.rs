@@ -21,7 +21,7 @@ pub(super) enum Reading {
     Json(Template),
     /// In text: the first group of a regular expression.
     Regex(Template),
-    /// In XML: the names of elements from the root, `/response/out{outlet}`; at the end perhaps an attribute, `@state`.
+    /// In XML: the names of elements from the root, `/response/out{outlet}`, `*` for any; at the end perhaps an attribute, `@state`.
     Xml(Template),
     /// One bit of a number.
     Bits(Bits),
@@ -204,13 +204,16 @@ fn text_of(value: &Value) -> Option<String> {
 fn in_xml(document: &roxmltree::Document<'_>, path: &str) -> Option<String> {
     let mut names = path.split('/').skip(1);
     let mut node = document.root_element();
-    if node.tag_name().name() != names.next()? {
+    let is = |node: roxmltree::Node<'_, '_>, name: &str| {
+        node.is_element() && (name == "*" || node.tag_name().name() == name)
+    };
+    if !is(node, names.next()?) {
         return None;
     }
     for name in names {
         match name.strip_prefix('@') {
             Some(attribute) => return node.attribute(attribute).map(str::to_owned),
-            None => node = node.children().find(|child| child.is_element() && child.tag_name().name() == name)?,
+            None => node = node.children().find(|child| is(*child, name))?,
         }
     }
     Some(node.text().unwrap_or_default().trim().to_owned())
@@ -287,6 +290,7 @@ mod tests {
             value("1"),
         );
         check(r#"{ xml = "/r/o/@on" }"#, "2", "<r><o on='yes'/></r>", value("yes"));
+        check(r#"{ xml = "/*/o" }"#, "2", "<any><o>1</o></any>", value("1"));
         check(r#"{ xml = "/r/o" }"#, "2", "<r><p/></r>", nothing());
         check(r#"{ xml = "/r/o" }"#, "2", "<q><o>1</o></q>", nothing());
     }
@@ -304,5 +308,20 @@ mod tests {
         check("{ json = 'a/b' }", "slash");
         check("{ xml = 'a/b' }", "slash");
         check("{ bits = { regex = '(x)', base = 7, bit = '1' } }", "neither 2, 10 nor 16");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_is_too_much(body: Vec<u8>, outlet in "[0-9]{0,20}|.{0,8}") {
+            for read in [
+                r#"{ json = "/a/[b={outlet}]/{outlet}" }"#,
+                r#"{ json = "" }"#,
+                "{ regex = '{outlet}(.*)' }",
+                r#"{ xml = "/*/{outlet}" }"#,
+                "{ bits = { regex = '(.+)', base = 16, bit = '{outlet-1}' } }",
+            ] {
+                reading(read).find(&body, &values(&outlet));
+            }
+        }
     }
 }

@@ -239,4 +239,16 @@ mod tests {
         let template = Template::parse("/a/{user}?p={password}").unwrap();
         assert_eq!(template.before(&['?']).names().collect::<Vec<_>>(), ["user"]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_template_or_an_error(text in "[{}a-z0-9:+\\-x\\\\(é]{0,40}") {
+            if let Ok(template) = Template::parse(&text) {
+                let filled = template.fill(&values(), percent);
+                if template.names().next().is_none() {
+                    assert_eq!(filled.as_deref(), Some(&text));
+                }
+            }
+        }
+    }
 }

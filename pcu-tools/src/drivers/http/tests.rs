@@ -88,6 +88,18 @@ fn what_makes_no_sense_is_told_with_its_place() {
     );
 }
 
+#[test]
+fn the_documentation_has_every_file_and_an_example_that_works() {
+    let page = include_str!("../../../../docs/pcu/http.md");
+    let (_, example) = page.split_once("```toml\nname =").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    assert_eq!(parse_data(&format!("name ={example}")).unwrap().name(), "acme-4");
+    for text in BUILTIN {
+        let driver = parse_data(text).unwrap();
+        assert!(page.contains(&format!("| `{}` | ", driver.name())), "{}", driver.name());
+    }
+}
+
 /// A session with the device that a built-in file describes, before anything is sent.
 fn session(name: &str, outlet: &str) -> (HttpSession, Arc<Table>) {
     #[derive(Deserialize)]
