@@ -1,6 +1,7 @@
 //! The drivers. Those for one protocol are code; those for one family of devices behind a protocol are data in `data/`.
 
 mod command;
+pub(crate) mod redfish;
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::Driver;
 
 /// Every driver that is built in.
 pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
-    let code: [Arc<dyn Driver>; 1] = [Arc::new(command::Command)];
+    let code: [Arc<dyn Driver>; 2] = [Arc::new(command::Command), Arc::new(redfish::Redfish)];
     // One list a family, of files in `data/`.
     let families: [&[&str]; 0] = [];
     let data = families.concat();
