@@ -3,6 +3,7 @@
 mod amt;
 mod command;
 mod http;
+pub(crate) mod redfish;
 mod xml;
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::Driver;
 
 /// Every driver that is built in.
 pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
-    let code: [Arc<dyn Driver>; 2] = [Arc::new(amt::Amt), Arc::new(command::Command)];
+    let code: [Arc<dyn Driver>; 3] = [Arc::new(amt::Amt), Arc::new(command::Command), Arc::new(redfish::Redfish)];
     // One list a family, of files in `data/`.
     let families: [&[&str]; 1] = [http::BUILTIN];
     let data = families.concat();

@@ -5,6 +5,8 @@
 mod auth;
 mod failure;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod tls;
 mod trust;
@@ -19,6 +21,7 @@ use ureq::{
 };
 
 pub(crate) use auth::WebAuth;
+pub(crate) use failure::clip;
 pub(crate) use ureq::http::Method as Verb;
 
 use crate::{Deadline, Method, PcuError, Waiver};

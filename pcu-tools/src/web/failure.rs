@@ -12,7 +12,7 @@ const CLIP: usize = 200;
 /// The beginning of what a device said, printable.
 pub(crate) fn clip(said: &str) -> String {
     let kept: String = said.chars().take(CLIP).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if kept.len() < said.len() { format!("{kept}…") } else { kept }
+    if said.chars().nth(CLIP).is_some() { format!("{kept}…") } else { kept }
 }
 
 /// Sorts an error of the HTTP library.

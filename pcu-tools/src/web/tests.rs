@@ -1,25 +1,24 @@
 //! Against servers that behave, that do not, and that are somebody else.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use digest_auth::AuthorizationHeader;
 use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    crypto::ring,
+    ServerConnection, StreamOwned, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer},
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
     version,
 };
 use sha2::Digest as _;
 
-use super::*;
+use super::{
+    testing::{answer, certificate, read_request, serve, serve_tls},
+    *,
+};
 use crate::{Class, SecretSource};
 
 /// How long the hostile get.
@@ -27,20 +26,6 @@ const PATIENCE: Duration = Duration::from_millis(700);
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(10))
-}
-
-/// Serves every connection on a thread of its own, as long as the tests run.
-fn serve(handler: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let handler = Arc::new(handler);
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let handler = handler.clone();
-            thread::spawn(move || handler(stream.unwrap()));
-        }
-    });
-    port
 }
 
 fn plain(port: u16) -> WebClient {
@@ -51,32 +36,6 @@ fn plain(port: u16) -> WebClient {
 
 fn get(client: &mut WebClient, path: &str, deadline: Deadline) -> Result<Reply, PcuError> {
     client.request(&Verb::GET, path, &[], &[], deadline)
-}
-
-/// The head of a request, in lines, and its body; none at the connection's end.
-fn read_request(stream: &mut impl Read) -> Option<(Vec<String>, Vec<u8>)> {
-    let mut reader = BufReader::with_capacity(1, stream);
-    let mut head = Vec::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        match line.trim_end() {
-            "" => break,
-            line => head.push(line.to_owned()),
-        }
-    }
-    let length = head.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    let mut body = vec![0; length.unwrap_or(0)];
-    reader.read_exact(&mut body).ok()?;
-    Some((head, body))
-}
-
-fn answer(stream: &mut impl Write, status: &str, headers: &str, body: &str) {
-    let length = body.len();
-    // The client may have gone.
-    let _ = write!(stream, "HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n{body}");
 }
 
 #[test]
@@ -263,52 +222,15 @@ fn what_is_no_tls_is_bounded() {
     ends_in_time("nobody", secure(closed), Class::Transport);
 }
 
-/// A certificate for 127.0.0.1, and its key; by itself, or by an authority, whose certificate comes last.
-fn certificate(by_authority: bool, name: &str) -> (CertificateDer<'static>, PrivateKeyDer<'static>, String) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
-    let (certificate, vouching) = if by_authority {
-        let authority_key = rcgen::KeyPair::generate().unwrap();
-        let mut authority = rcgen::CertificateParams::new([]).unwrap();
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let pem = authority.self_signed(&authority_key).unwrap().pem();
-        let issuer = rcgen::Issuer::new(authority, authority_key);
-        (params.signed_by(&key, &issuer).unwrap(), pem)
-    } else {
-        let own = params.self_signed(&key).unwrap();
-        let pem = own.pem();
-        (own, pem)
-    };
-    (certificate.der().clone(), PrivateKeyDer::Pkcs8(key.serialize_der().into()), vouching)
-}
-
-#[derive(Debug)]
-struct Shown(Arc<CertifiedKey>);
-
-impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
-    }
-}
-
-/// A server that shows `certificate`, and signs with `key`, whether that is the certificate's or not.
-fn serve_tls(
+/// A device with this certificate and key.
+fn device(
     certificate: &CertificateDer<'static>,
     key: &PrivateKeyDer<'static>,
-    version: &'static rustls::SupportedProtocolVersion,
+    version: &'static SupportedProtocolVersion,
 ) -> u16 {
-    let key = ring::sign::any_supported_type(key).unwrap();
-    let shown = Shown(Arc::new(CertifiedKey::new(vec![certificate.clone()], key)));
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(&[version])
-        .unwrap()
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(shown));
-    let config = Arc::new(config);
-    serve(move |stream| {
-        let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream);
-        while read_request(&mut stream).is_some() {
-            answer(&mut stream, "200 OK", "", "it is me");
+    serve_tls(certificate, key, version, |stream: &mut StreamOwned<ServerConnection, TcpStream>| {
+        while read_request(stream).is_some() {
+            answer(stream, "200 OK", "", "it is me");
         }
     })
 }
@@ -323,7 +245,7 @@ fn the_pinned_certificate_is_believed_and_no_other() {
     let (_, other_key, _) = certificate(false, "localhost");
     let came = fingerprint(&own);
     for version in [&version::TLS12, &version::TLS13] {
-        let port = serve_tls(&own, &key, version);
+        let port = device(&own, &key, version);
         let ask = |configure: &dyn Fn(&mut Method)| {
             let mut method = Method::new("web", format!("127.0.0.1:{port}"));
             configure(&mut method);
@@ -348,7 +270,7 @@ fn the_pinned_certificate_is_believed_and_no_other() {
             assert!(error.to_string().contains(&came), "{error}");
         }
         // Who only copied the certificate has not its key.
-        let mut method = Method::new("web", format!("127.0.0.1:{}", serve_tls(&own, &other_key, version)));
+        let mut method = Method::new("web", format!("127.0.0.1:{}", device(&own, &other_key, version)));
         for waived in [false, true] {
             match waived {
                 false => method.fingerprint = Some(came.clone()),
@@ -356,6 +278,7 @@ fn the_pinned_certificate_is_believed_and_no_other() {
             }
             let error = get(&mut WebClient::new(&method, 443).unwrap(), "/", soon()).unwrap_err();
             assert_eq!(error.class(), Class::Identity, "{error}");
+            assert!(error.to_string().contains("does not prove"), "{error}");
         }
     }
 }
@@ -368,7 +291,7 @@ fn an_authority_vouches_for_names() {
         let (_, _, others) = certificate(true, name);
         let path = folder.path().join("ca.pem");
         std::fs::write(&path, if own_authority { vouching } else { others }).unwrap();
-        let mut method = Method::new("web", format!("127.0.0.1:{}", serve_tls(&shown, &key, &version::TLS13)));
+        let mut method = Method::new("web", format!("127.0.0.1:{}", device(&shown, &key, &version::TLS13)));
         method.ca = Some(path);
         match (get(&mut WebClient::new(&method, 443).unwrap(), "/", soon()), expected) {
             (Ok(_), Ok(())) => (),

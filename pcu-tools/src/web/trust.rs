@@ -30,6 +30,11 @@ pub(super) enum Distrust {
     Other { came: Fingerprint, pinned: Fingerprint },
     #[error("{why}; its certificate has the fingerprint {came}")]
     NotVouchedFor { why: String, came: Fingerprint },
+    #[error(
+        "it does not prove that it has the key of its certificate ({error}): somebody else shows it, or its key is shorter than 2048 \
+         bits or its certificate of a version before 3, which newer firmware or a new certificate mends; it has the fingerprint {came}"
+    )]
+    Unproven { error: Error, came: Fingerprint },
 }
 
 /// Checks a device's certificate as its method says, and always that the device has the certificate's key.
@@ -126,7 +131,6 @@ impl ServerCertVerifier for Trust {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let came = Fingerprint::of(certificate);
-        let distrust = |why| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))));
         match &self.whom {
             Whom::Anyone => Ok(ServerCertVerified::assertion()),
             Whom::Pinned(pinned) if came == *pinned => Ok(ServerCertVerified::assertion()),
@@ -147,6 +151,7 @@ impl ServerCertVerifier for Trust {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+            .map_err(|error| distrust(Distrust::Unproven { error, came: Fingerprint::of(certificate) }))
     }
 
     fn verify_tls13_signature(
@@ -156,11 +161,16 @@ impl ServerCertVerifier for Trust {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+            .map_err(|error| distrust(Distrust::Unproven { error, came: Fingerprint::of(certificate) }))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+fn distrust(why: Distrust) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }
 
 /// What is wrong with a certificate, for people.
