@@ -17,6 +17,7 @@ pub mod fleet;
 mod inventory;
 mod method;
 mod secret;
+mod web;
 
 pub use action::{Action, BootDevice, Change, PowerState};
 pub use deadline::Deadline;
