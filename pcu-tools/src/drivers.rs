@@ -1,6 +1,7 @@
 //! The drivers. Those for one protocol are code; those for one family of devices behind a protocol are data in `data/`.
 
 mod command;
+mod snmp;
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::Driver;
 pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
     let code: [Arc<dyn Driver>; 1] = [Arc::new(command::Command)];
     // One list a family, of files in `data/`.
-    let families: [&[&str]; 0] = [];
+    let families: [&[&str]; 1] = [snmp::BUILTIN];
     let data = families.concat();
     let data = data.into_iter().map(|text| parse_data(text).expect("a test parses every built-in file"));
     code.into_iter().chain(data).collect()
@@ -36,12 +37,16 @@ struct DataFile {
     /// Where its facts are from: a MIB, a manual and its page. For the reader; it has to be there.
     #[serde(rename = "source")]
     _source: String,
+    snmp: Option<snmp::Table>,
 }
 
 /// Makes the driver that a data file describes.
 pub(crate) fn parse_data(text: &str) -> Result<Arc<dyn Driver>, String> {
     let file: DataFile = toml::from_str(text).map_err(|error| error.to_string())?;
     let about = About { name: file.name, about: file.about };
+    if let Some(table) = file.snmp {
+        return Ok(Arc::new(snmp::Snmp::new(about, table)?));
+    }
     Err(format!("{} ({}) has no table of a family", about.name, about.about))
 }
 
