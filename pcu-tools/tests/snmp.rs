@@ -1,5 +1,7 @@
-//! The SNMP drivers against snmpsim, and against peers that mean harm.
+//! The SNMP drivers against snmpsim and net-snmp, and against peers that mean harm.
 
+#[path = "support/snmpd.rs"]
+mod snmpd;
 #[path = "support/snmpsim.rs"]
 mod snmpsim;
 
@@ -18,7 +20,12 @@ use orrery_pcu::{
     Ability, Change, Class, Deadline, Method, PcuError, PowerState, Registry, SecretSource, Session, Waiver,
 };
 use snmp2::{MessageType, Pdu, Varbinds};
+use snmpd::Snmpd;
 use snmpsim::{Agent, Simulator};
+
+/// What every agent with version 3 answers: a question for its engine (RFC 3414, section 4).
+const DISCOVERY: &[u8] = b"\x30\x39\x02\x01\x03\x30\x0e\x02\x01\x01\x02\x03\x00\xff\xe3\x04\x01\x04\x02\x01\x03\x04\x10\x30\x0e\
+    \x04\x00\x02\x01\x00\x02\x01\x00\x04\x00\x04\x00\x04\x00\x30\x12\x04\x00\x04\x00\xa0\x0c\x02\x02\x01\x01\x02\x01\x00\x02\x01\x00\x30\x00";
 
 const APC: &str = "apc-ap7900.snmprec";
 const RARITAN: &str = "raritan-px2.snmprec";
@@ -46,6 +53,7 @@ fn user(address: &str, name: &str, auth: &str, privacy: &str, outlet: &str) -> M
     method.password = secret("authentication");
     method.outlet = Some(outlet.into());
     method.options.insert("auth".into(), auth.into());
+    method.options.insert("context".into(), "unit".into());
     if privacy.is_empty() || privacy == "des" {
         method.waivers = vec![Waiver::ClearText];
     }
@@ -79,7 +87,7 @@ fn commands(address: &str, word: &str, outlet: u32) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("count.toml");
     let text = "name = 'count'\nabout = 'x'\nsource = 'x'\n[snmp]\n[snmp.status]\noid = '1.3.6.1.4.1.99999.1.{outlet}'\n\
-        on = [1]\noff = [0]\n[snmp.on]\noid = '1.3.{outlet}'\nvalue = 1\n[snmp.off]\noid = '1.3.{outlet}'\nvalue = 1\n\
+        on = [1]\noff = [0]\n[snmp.on]\noid = '1.3.{outlet}'\nvalue = 1\n[snmp.off]\noid = '1.3.{outlet}'\nvalue = 0\n\
         [[snmp.sensors]]\nname = 'commands'\noid = '1.3.6.1.4.1.99999.1.{outlet}'\nunit = ''\n";
     fs::write(&file, text).unwrap();
     let mut registry = Registry::builtin();
@@ -158,9 +166,14 @@ fn a_raritan_unit() {
         session.change(Change::On, soon()).unwrap();
     }
     let mut session = open(&method("raritan-px2-snmp", "4"));
-    let found: Vec<_> = session.sensors(soon()).unwrap().into_iter().map(|sensor| (sensor.value.unwrap(), sensor.unit)).collect();
+    let found: Vec<_> =
+        session.sensors(soon()).unwrap().into_iter().map(|sensor| (sensor.value.unwrap(), sensor.unit)).collect();
     assert_eq!(found, [(1.234, "A".to_owned()), (231.0, "V".to_owned()), (270.0, "W".to_owned())]);
-    fails(open_by(&method("raritan-px2-snmp", "2.1"), soon()), Class::OutletUnknown, &["1 (n1), 2 (n2), 3, 4 (storage)"]);
+    fails(
+        open_by(&method("raritan-px2-snmp", "2.1"), soon()),
+        Class::OutletUnknown,
+        &["1 (n1), 2 (n2), 3, 4 (storage)"],
+    );
     // Another family's driver says what it met instead.
     fails(open_by(&method("apc-rpdu-snmp", "1"), soon()), Class::Prompt, &["PX2-5475", "1.3.6.1.4.1.13742.6"]);
 }
@@ -194,7 +207,7 @@ fn version_3_with_every_algorithm() {
     ];
     let agent = |theirs: [&'static str; 2]| {
         let user = Some(["pcu", theirs[0], "authentication", theirs[1], "privacy word"]);
-        Agent { data: vec![("", APC)], user }
+        Agent { data: vec![("unit", APC)], user }
     };
     let agents: Vec<_> = users.iter().map(|(_, auth, _, privacy, _)| agent([auth, privacy])).collect();
     let simulator = Simulator::start(&agents);
@@ -223,9 +236,68 @@ fn version_3_with_every_algorithm() {
     let mut wrong = user(simulator.address(3), "pcu", "sha512", "aes128", "1");
     wrong.password = secret("authentication");
     fails(open_by(&wrong, soon()), Class::Authentication, &["does not sign with Sha512"]);
-    // This device has no encryption for the user.
-    let wrong = user(simulator.address(2), "pcu", "sha224", "aes128", "1");
-    fails(open_by(&wrong, soon()), Class::Authentication, &["set, or leave out, privacy"]);
+    let mut wrong = encrypted(simulator.address(3));
+    let other: toml::Table = toml::from_str("command = ['echo', 'another privacy word']").unwrap();
+    wrong.options.insert("privacy_password".into(), other.into());
+    fails(open_by(&wrong, soon()), Class::Authentication, &["the privacy password of \"pcu\" is wrong"]);
+}
+
+#[test]
+fn a_unit_of_net_snmp() {
+    let mut agent = Snmpd::start(
+        "createUser first SHA-512 authentication AES-256 'privacy word'\n\
+         createUser second SHA authentication AES 'privacy word'\n\
+         createUser third MD5 authentication DES 'privacy word'\n\
+         createUser reader SHA-256 authentication AES 'privacy word'\n\
+         rwuser first priv\nrwuser second priv\nrwuser third priv\nrouser reader priv\n\
+         rwcommunity private 127.0.0.1\nrocommunity public 127.0.0.1\n\
+         override -rw .1.3.6.1.4.1.318.1.1.4.4.2.1.3.1 integer 1\n\
+         override -rw .1.3.6.1.4.1.318.1.1.4.4.2.1.3.2 integer 2\n\
+         override .1.3.6.1.4.1.318.1.1.4.4.2.1.4.1 octet_str n1\n\
+         override .1.3.6.1.4.1.318.1.1.4.4.2.1.4.2 octet_str n2\n",
+    );
+    let at = agent.address().to_owned();
+    let of_user = |name: &str, auth: &str, privacy: &str| {
+        let mut method = user(&at, name, auth, privacy, "n2");
+        method.driver = "apc-masterswitch-snmp".into();
+        method.options.remove("context");
+        method.options.insert("key_extension".into(), "blumenthal".into());
+        method
+    };
+    let by = |version: &str, word: &str| community("apc-masterswitch-snmp", &at, version, word, "n2");
+    for method in [
+        of_user("first", "sha512", "aes256"),
+        of_user("second", "sha1", "aes128"),
+        of_user("third", "md5", "des"),
+        by("1", "private"),
+        by("2c", "private"),
+    ] {
+        let mut session = open(&method);
+        assert_eq!(session.state(soon()).unwrap(), PowerState::Off, "{method}");
+        session.change(Change::On, soon()).unwrap();
+        assert_eq!(session.state(soon()).unwrap(), PowerState::On, "{method}");
+        session.change(Change::Off, soon()).unwrap();
+        let mut unknown = method.clone();
+        unknown.outlet = Some("3".into());
+        fails(open_by(&unknown, soon()), Class::OutletUnknown, &["1 (n1), 2 (n2)"]);
+    }
+    for method in [of_user("reader", "sha256", "aes128"), by("1", "public"), by("2c", "public")] {
+        fails(open(&method).change(Change::On, soon()), Class::Privilege, &[]);
+    }
+    fails(open_by(&of_user("second", "sha1", ""), soon()), Class::Privilege, &["authorizationError"]);
+    fails(open_by(&of_user("nobody", "sha1", "aes128"), soon()), Class::Authentication, &["does not know the user"]);
+    fails(
+        open_by(&of_user("second", "sha256", "aes128"), soon()),
+        Class::Authentication,
+        &["does not sign with Sha256"],
+    );
+    fails(open_by(&by("2c", "other"), Deadline::after(Duration::from_secs(2))), Class::Timeout, &["without a word"]);
+
+    // A session outlives the agent's start: its clock and its count of starts are others then.
+    let mut session = open(&of_user("first", "sha512", "aes256"));
+    agent.restart();
+    session.change(Change::On, soon()).unwrap();
+    assert_eq!(session.state(soon()).unwrap(), PowerState::On);
 }
 
 /// A peer that answers each datagram as it likes. It ends when this goes.
@@ -355,6 +427,37 @@ fn a_table_without_end_is_given_up() {
     assert!(peer.count(MessageType::GetNextRequest) < 10);
 }
 
+/// A refusal by version 3, in the clear, that names an engine and a counter.
+fn refusal(request: &[u8], engine: &[u8], counter: u8) -> Vec<u8> {
+    let tlv = |tag: u8, content: &[u8]| [&[tag, u8::try_from(content.len()).unwrap()], content].concat();
+    // Behind the first version number, and the second header's type and length, is the message's own number.
+    let at = request.windows(3).position(|bytes| bytes == [2, 1, 3]).unwrap() + 5;
+    let id = &request[at..at + 2 + usize::from(request[at + 1])];
+    let zero = [2, 1, 0];
+    let name = [0x2b, 6, 1, 6, 3, 15, 1, 1, counter, 0];
+    let binding = tlv(0x30, &[tlv(6, &name), vec![0x41, 1, 1]].concat());
+    let report = tlv(0xa8, &[zero.to_vec(), zero.to_vec(), zero.to_vec(), tlv(0x30, &binding)].concat());
+    let users = [tlv(4, engine), zero.to_vec(), zero.to_vec(), tlv(4, b""), tlv(4, b""), tlv(4, b"")].concat();
+    let header = [id, &[2, 2, 8, 0], &[4, 1, 0], &[2, 1, 3]].concat();
+    let scoped = [tlv(4, engine), tlv(4, b""), report].concat();
+    tlv(0x30, &[vec![2, 1, 3], tlv(0x30, &header), tlv(4, &tlv(0x30, &users)), tlv(0x30, &scoped)].concat())
+}
+
+#[test]
+fn a_device_that_is_another_each_time_is_given_up() {
+    for counter in [2, 4] {
+        let mut engine = 0;
+        let peer = Peer::start(move |_, request| {
+            engine += 1;
+            vec![refusal(request, &[0x80, 0, 0, 1, engine], counter)]
+        });
+        let method = user(&peer.address, "pcu", "sha256", "aes128", "1");
+        let start = Instant::now();
+        fails(open_by(&method, soon()), Class::Prompt, &["its clock jumps"]);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
 #[test]
 fn nobody_there() {
     let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -371,6 +474,11 @@ fn every_family_says_what_it_can() {
     for driver in &families {
         assert!(driver.abilities().contains(&Ability::Status), "{}", driver.name());
         let can = driver.abilities().contains(&Ability::Cycle);
-        assert_eq!(can, !driver.name().starts_with("gude") && !driver.about().contains("cannot cycle"), "{}", driver.name());
+        assert_eq!(
+            can,
+            !driver.name().starts_with("gude") && !driver.about().contains("cannot cycle"),
+            "{}",
+            driver.name()
+        );
     }
 }

@@ -178,7 +178,12 @@ impl Session for Outlet {
                 None => Some(0),
             };
             let value = value.zip(digits).map(|(value, digits)| value as f64 * sensor.scale / 10f64.powi(digits));
-            readings.push(Sensor { name: sensor.name.clone(), value, unit: sensor.unit.clone(), status: String::new() });
+            readings.push(Sensor {
+                name: sensor.name.clone(),
+                value,
+                unit: sensor.unit.clone(),
+                status: String::new(),
+            });
         }
         Ok(readings)
     }

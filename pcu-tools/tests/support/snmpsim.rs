@@ -1,8 +1,7 @@
 //! snmpsim, an SNMP agent of data files.
 
 use std::{
-    env,
-    fs,
+    env, fs,
     io::{BufRead, BufReader},
     net::UdpSocket,
     path::{Path, PathBuf},
@@ -18,21 +17,17 @@ use tempfile::TempDir;
 const START: Duration = Duration::from_secs(60);
 /// How often it is asked whether it has.
 const POLL: Duration = Duration::from_millis(50);
-/// What every agent with version 3 answers: a question for its engine (RFC 3414, section 4).
-const DISCOVERY: &[u8] = b"\x30\x39\x02\x01\x03\x30\x0e\x02\x01\x01\x02\x03\x00\xff\xe3\x04\x01\x04\x02\x01\x03\x04\x10\x30\x0e\
-    \x04\x00\x02\x01\x00\x02\x01\x00\x04\x00\x04\x00\x04\x00\x30\x12\x04\x00\x04\x00\xa0\x0c\x02\x02\x01\x01\x02\x01\x00\x02\x01\x00\x30\x00";
-
 /// An agent of the simulator: a folder of data files, and for version 3 a user.
 #[derive(Default)]
-pub struct Agent {
-    /// Community and data file; the community `""` is for version 3, which has none.
-    pub data: Vec<(&'static str, &'static str)>,
+pub(crate) struct Agent {
+    /// Community, or context of version 3, and data file. The context without a name cannot be had from the simulator.
+    pub(crate) data: Vec<(&'static str, &'static str)>,
     /// Name, `--v3-auth-proto`, its key, `--v3-priv-proto`, its key; no protocol for none.
-    pub user: Option<[&'static str; 5]>,
+    pub(crate) user: Option<[&'static str; 5]>,
 }
 
 /// A running simulator. It ends when this goes.
-pub struct Simulator {
+pub(crate) struct Simulator {
     child: Child,
     addresses: Vec<String>,
     _folder: TempDir,
@@ -40,7 +35,7 @@ pub struct Simulator {
 
 impl Simulator {
     /// Starts one, and waits until it listens.
-    pub fn start(agents: &[Agent]) -> Self {
+    pub(crate) fn start(agents: &[Agent]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/snmp");
         let place = |name: &str| {
@@ -61,9 +56,7 @@ impl Simulator {
         for (number, agent) in agents.iter().enumerate() {
             let own = place(&format!("agent{number}"));
             for (community, file) in &agent.data {
-                // What it looks for when a request names no context: the transport, UDP over IPv4, of each agent by its number.
-                let name = if community.is_empty() { format!("1.3.6.1.6.1.1.{number}") } else { (*community).into() };
-                fs::copy(data.join(file), own.join(format!("{name}.snmprec"))).unwrap();
+                fs::copy(data.join(file), own.join(format!("{community}.snmprec"))).unwrap();
             }
             let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
             command.args(["--v3-engine-id=auto", &format!("--data-dir={}", own.display())]);
@@ -84,7 +77,7 @@ impl Simulator {
     }
 
     /// Where an agent listens: host and port.
-    pub fn address(&self, agent: usize) -> &str {
+    pub(crate) fn address(&self, agent: usize) -> &str {
         &self.addresses[agent]
     }
 
@@ -99,7 +92,7 @@ impl Simulator {
         for address in self.addresses.clone() {
             socket.connect(&address).unwrap();
             // An error means that nobody listens yet.
-            while socket.send(DISCOVERY).and_then(|_| socket.recv(&mut [0; 512])).is_err() {
+            while socket.send(super::DISCOVERY).and_then(|_| socket.recv(&mut [0; 512])).is_err() {
                 if Instant::now() > until || self.child.try_wait().unwrap().is_some() {
                     panic!("snmpsim does not answer:\n{}", said.try_iter().collect::<Vec<_>>().join("\n"));
                 }

@@ -95,9 +95,13 @@ impl Client {
         deadline: Deadline,
     ) -> Result<(), PcuError> {
         let doing = self.doing(&format!("setting {object} to {value}"));
-        match self.ask(Request::Set(object, value), repeat, &doing, deadline)?.status {
-            0 => Ok(()),
-            status => Err(declined(doing, status, true)),
+        let answer = self.ask(Request::Set(object, value), repeat, &doing, deadline)?;
+        match (answer.status, answer.binding) {
+            (0, Some((_, Value::Absent))) => {
+                Err(PcuError::Refused { doing, detail: "it says that there is no such object".into() })
+            }
+            (0, _) => Ok(()),
+            (status, _) => Err(declined(doing, status, true)),
         }
     }
 
@@ -335,7 +339,9 @@ impl Credentials {
             Self::Community(Version::V1 | Version::V2c, _) => {
                 "SNMP agents drop a request with a wrong community, or from an address that they do not serve, without a word"
             }
-            Self::User(_) => "is SNMP version 3 on, and does it serve this address? Some agents drop what they do not trust",
+            Self::User(_) => {
+                "is SNMP version 3 on, and does it serve this address? Some agents drop what they do not trust"
+            }
         }
     }
 }

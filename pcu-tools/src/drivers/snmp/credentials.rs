@@ -12,7 +12,7 @@ use crate::{Method, PcuError, Secret, SecretSource, Waiver};
 
 /// Shortest password that version 3 allows, in bytes (RFC 3414, section 11.2).
 const SHORTEST: usize = 8;
-/// Longest user name (RFC 3414, section 2.4).
+/// Longest name of a user or a context, in bytes (RFC 3414, section 2.4; RFC 3415, section 4).
 const NAME: usize = 32;
 
 /// As whom a device is asked.
@@ -35,6 +35,8 @@ struct Options {
     privacy_password: Option<SecretSource>,
     #[serde(default)]
     key_extension: Extension,
+    #[serde(default)]
+    context: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -89,6 +91,9 @@ fn user(method: &Method, options: Options) -> Result<Credentials, PcuError> {
     if name.is_empty() || name.len() > NAME {
         return Err(method.misconfigured("a user of SNMP version 3 has 1 to 32 bytes"));
     }
+    if options.context.len() > NAME {
+        return Err(method.misconfigured("a context's name has 32 bytes at most"));
+    }
     let auth = options.auth.ok_or_else(|| {
         method.misconfigured(
             "there is no auth; without it anybody could switch. It is md5, sha1, sha224, sha256, sha384 or sha512",
@@ -97,7 +102,8 @@ fn user(method: &Method, options: Options) -> Result<Credentials, PcuError> {
     let password = long(method, "password", method.secret()?)?;
     let privacy = match (options.privacy, options.privacy_password) {
         (None, None) => {
-            method.require(Waiver::ClearText, "without privacy, SNMP sends everything but the password in the clear")?;
+            method
+                .require(Waiver::ClearText, "without privacy, SNMP sends everything but the password in the clear")?;
             None
         }
         (Some(privacy), Some(source)) => {
@@ -108,7 +114,14 @@ fn user(method: &Method, options: Options) -> Result<Credentials, PcuError> {
         }
         _ => return Err(method.misconfigured("privacy and privacy_password belong together")),
     };
-    Ok(Credentials::User(User { name, auth, password, privacy, extension: options.key_extension }))
+    Ok(Credentials::User(User {
+        name,
+        auth,
+        password,
+        privacy,
+        extension: options.key_extension,
+        context: options.context,
+    }))
 }
 
 /// Devices refuse shorter passwords; here, one is a mistake.

@@ -164,9 +164,9 @@ impl From<snmp2::Value<'_>> for Value {
     fn from(value: snmp2::Value<'_>) -> Self {
         match value {
             snmp2::Value::Integer(number) => Self::Number(number),
-            snmp2::Value::Unsigned32(number)
-            | snmp2::Value::Counter32(number)
-            | snmp2::Value::Timeticks(number) => Self::Number(number.into()),
+            snmp2::Value::Unsigned32(number) | snmp2::Value::Counter32(number) | snmp2::Value::Timeticks(number) => {
+                Self::Number(number.into())
+            }
             snmp2::Value::Counter64(number) => i64::try_from(number).map_or(Self::Other, Self::Number),
             snmp2::Value::OctetString(bytes) => Self::Text(printable(bytes)),
             snmp2::Value::ObjectIdentifier(name) => ObjectId::decode(name.as_bytes()).map_or(Self::Other, Self::Object),
@@ -192,7 +192,13 @@ pub(super) mod tests {
     }
 
     /// An answer as a device sends it.
-    pub(in super::super) fn reply(version: Version, community: &[u8], id: i32, status: i64, bindings: &[u8]) -> Vec<u8> {
+    pub(in super::super) fn reply(
+        version: Version,
+        community: &[u8],
+        id: i32,
+        status: i64,
+        bindings: &[u8],
+    ) -> Vec<u8> {
         let pdu = [integer(id.into()), integer(status), integer(0), tlv(asn1::TYPE_SEQUENCE, bindings)].concat();
         let content = [integer(version.number()), octets(community), tlv(snmp::MSG_RESPONSE, &pdu)].concat();
         tlv(asn1::TYPE_SEQUENCE, &content)
@@ -235,7 +241,10 @@ pub(super) mod tests {
         };
         let bound = |value: Vec<u8>| bind("1.3.6.1", value);
         check(&bound(integer(-7)), Some(("1.3.6.1", Value::Number(-7))));
-        check(&bound(tlv(snmp::TYPE_GAUGE32, &[0, 0xff, 0xff, 0xff, 0xff])), Some(("1.3.6.1", Value::Number(0xffff_ffff))));
+        check(
+            &bound(tlv(snmp::TYPE_GAUGE32, &[0, 0xff, 0xff, 0xff, 0xff])),
+            Some(("1.3.6.1", Value::Number(0xffff_ffff))),
+        );
         check(&bound(octets(b"n1 \x1b[2J\xff\0")), Some(("1.3.6.1", Value::Text("n1  [2J\u{fffd}".into()))));
         check(&bound(octets(&[b'x'; 4000])), Some(("1.3.6.1", Value::Text("x".repeat(TEXT)))));
         check(&bound(tlv(snmp::SNMP_NOSUCHINSTANCE, &[])), Some(("1.3.6.1", Value::Absent)));
@@ -281,7 +290,7 @@ pub(super) mod tests {
                     _ => self.next() as u8,
                 };
             }
-            if self.next() % 8 == 0 {
+            if self.next().is_multiple_of(8) {
                 bytes.truncate(self.next() as usize % bytes.len() + 1);
             }
             bytes

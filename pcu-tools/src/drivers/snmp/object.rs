@@ -96,7 +96,11 @@ impl TryFrom<String> for AnyObject {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        if text.contains(OUTLET) { OutletObject::try_from(text).map(Self::Outlet) } else { text.parse().map(Self::Device) }
+        if text.contains(OUTLET) {
+            OutletObject::try_from(text).map(Self::Outlet)
+        } else {
+            text.parse().map(Self::Device)
+        }
     }
 }
 

@@ -24,12 +24,7 @@ pub(super) struct Named {
 ///
 /// # Errors
 /// When the device does not have it, or has two of that name.
-pub(super) fn find(
-    client: &mut Client,
-    table: &Table,
-    method: &Method,
-    deadline: Deadline,
-) -> Result<Index, PcuError> {
+pub(super) fn find(client: &mut Client, table: &Table, method: &Method, deadline: Deadline) -> Result<Index, PcuError> {
     let wanted = method.outlet()?.trim();
     if let Some(index) = table.index(wanted) {
         return match client.get(&table.status.oid.of(&index), deadline)? {
@@ -40,7 +35,8 @@ pub(super) fn find(
     let mut found: Vec<Index> = Vec::new();
     for column in &table.names {
         for (row, value) in client.walk(column, deadline)? {
-            if row.len() == table.depth && value == Value::Text(wanted.into()) && found.iter().all(|seen| seen.0 != row) {
+            if row.len() == table.depth && value == Value::Text(wanted.into()) && found.iter().all(|seen| seen.0 != row)
+            {
                 found.push(Index(row));
             }
         }
@@ -70,7 +66,8 @@ pub(super) fn list(client: &mut Client, table: &Table, deadline: Deadline) -> Re
     }
     if let Some(column) = table.names.first() {
         for (row, value) in client.walk(column, deadline)? {
-            if let (Some(outlet), Value::Text(name)) = (outlets.iter_mut().find(|outlet| outlet.index.0 == row), value) {
+            if let (Some(outlet), Value::Text(name)) = (outlets.iter_mut().find(|outlet| outlet.index.0 == row), value)
+            {
                 outlet.name = name;
             }
         }

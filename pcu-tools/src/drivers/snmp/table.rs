@@ -50,7 +50,7 @@ pub(super) struct Status {
 }
 
 /// A command: a value that is written.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Write {
     /// Where.
@@ -88,7 +88,9 @@ impl Table {
             return Err("snmp.status: on and off each need a value at least".into());
         }
         let values = [on.as_slice(), off, busy].concat();
-        if let Some(value) = values.iter().enumerate().find_map(|(at, value)| values[..at].contains(value).then_some(value)) {
+        if let Some(value) =
+            values.iter().enumerate().find_map(|(at, value)| values[..at].contains(value).then_some(value))
+        {
             return Err(format!("snmp.status: the value {value} stands in on, off and busy more than once"));
         }
         if !(1..=4).contains(&self.depth) {
@@ -100,6 +102,9 @@ impl Table {
                 self.leading.len(),
                 self.depth
             ));
+        }
+        if self.on == self.off || self.cycle.as_ref().is_some_and(|cycle| *cycle == self.on || *cycle == self.off) {
+            return Err("snmp.on, snmp.off and snmp.cycle: two of them write the same".into());
         }
         match self.sensors.iter().find(|sensor| !(sensor.scale.is_finite() && sensor.scale > 0.0)) {
             Some(sensor) => Err(format!("snmp.sensors: the scale of {:?} is not above zero", sensor.name)),
@@ -200,6 +205,7 @@ scale = 0.1
         check("1.3.6.1.4.1.9999.1.2", "PDU-MIB::outletName", "numbers with dots");
         check("value = 1", "value = \"on\"", "invalid type");
         check("value = 1", "value = 9999999999", "invalid value");
+        check("value = 1", "value = 2", "two of them write the same");
         check("scale = 0.1", "scale = 0.0", "scale of \"current\"");
         check("oid = \"1.3.6.1.4.1.9999.1.7", "object = \"1.3.6.1.4.1.9999.1.7", "unknown field `object`");
         check("[snmp.on]", "[snmp.start]", "unknown field `start`");

@@ -78,6 +78,8 @@ pub(super) struct User {
     pub(super) password: Secret,
     pub(super) privacy: Option<(Privacy, Secret)>,
     pub(super) extension: Extension,
+    /// Which of a device's contexts (RFC 3411); most have only the one without a name.
+    pub(super) context: String,
 }
 
 /// The device's engine, and the keys that it and the user share.
@@ -241,6 +243,7 @@ fn security(user: &User) -> Security {
         .with_auth(auth)
         .with_auth_protocol(protocol)
         .with_key_extension_method(extension)
+        .with_context_name(&user.context)
 }
 
 /// A message that is neither signed nor encrypted (RFC 3412, section 6; RFC 3414, section 2.4).
@@ -268,7 +271,9 @@ fn header(datagram: &[u8], id: i32) -> Result<Header<'_>, Unusable> {
         return Err("it answers another request".into());
     }
     let _largest = global.read_asn_integer().map_err(said)?;
-    let &[flags] = global.read_asn_octetstring().map_err(said)? else { return Err("its flags are not one byte".into()) };
+    let &[flags] = global.read_asn_octetstring().map_err(said)? else {
+        return Err("its flags are not one byte".into());
+    };
     let parameters = reader.read_asn_octetstring().map_err(said)?;
     let mut users = AsnReader::from_bytes(only(parameters, asn1::TYPE_SEQUENCE)?);
     let engine = users.read_asn_octetstring().map_err(said)?;
@@ -329,7 +334,8 @@ mod tests {
     fn user(auth: Auth, privacy: Option<Privacy>) -> User {
         let secret = |text: &str| Secret::new(text.into());
         let privacy = privacy.map(|privacy| (privacy, secret("privacy word")));
-        User { name: "pcu".into(), auth, password: secret("maplesyrup"), privacy, extension: Extension::Reeder }
+        let (name, context) = ("pcu".into(), String::new());
+        User { name, auth, password: secret("maplesyrup"), privacy, extension: Extension::Reeder, context }
     }
 
     /// A report in the clear, with the counter of this number.
@@ -415,7 +421,9 @@ mod tests {
             (5, Refusal::Signature),
             (6, Refusal::Decryption),
         ] {
-            let Ok(Heard::Refusal(found)) = engine.open(&report(7, ID, 3, 1000, counter), 7) else { panic!("{counter}") };
+            let Ok(Heard::Refusal(found)) = engine.open(&report(7, ID, 3, 1000, counter), 7) else {
+                panic!("{counter}")
+            };
             assert_eq!(found, expected);
         }
     }
@@ -423,7 +431,8 @@ mod tests {
     #[test]
     fn impossible_engines_are_not_taken() {
         let user = user(Auth::Sha256, None);
-        let check = |engine: &[u8], boots: i64, time: i64| discovered(&report(1, engine, boots, time, 4), &user, 1).is_ok();
+        let check =
+            |engine: &[u8], boots: i64, time: i64| discovered(&report(1, engine, boots, time, 4), &user, 1).is_ok();
         assert!(check(ID, 0, 0));
         assert!(check(ID, i32::MAX.into(), i32::MAX.into()));
         assert!(!check(b"", 1, 1));
