@@ -1,16 +1,18 @@
 //! The drivers. Those for one protocol are code; those for one family of devices behind a protocol are data in `data/`.
 
 mod command;
+mod ipmi;
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 
+pub use self::ipmi::IpmiProbe;
 use crate::Driver;
 
 /// Every driver that is built in.
 pub(crate) fn builtin() -> Vec<Arc<dyn Driver>> {
-    let code: [Arc<dyn Driver>; 1] = [Arc::new(command::Command)];
+    let code: [Arc<dyn Driver>; 2] = [Arc::new(command::Command), Arc::new(ipmi::Ipmi)];
     // One list a family, of files in `data/`.
     let families: [&[&str]; 0] = [];
     let data = families.concat();
