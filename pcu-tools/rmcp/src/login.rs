@@ -468,3 +468,6 @@ fn random<const N: usize>(setup: &Setup) -> [u8; N] {
     (setup.random)(&mut bytes);
     bytes
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,8 @@ pub(crate) struct Bmc {
     pub(crate) port: u16,
     /// The last control of the chassis; 0xff for none.
     pub(crate) controlled: Arc<AtomicU8>,
+    /// For how many seconds the lamp was to be lit.
+    pub(crate) lit: Arc<AtomicU8>,
     /// Whether the last session was closed.
     pub(crate) closed: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
@@ -55,6 +57,7 @@ struct Answering {
     manners: Manners,
     power: u8,
     controlled: Arc<AtomicU8>,
+    lit: Arc<AtomicU8>,
     closed: Arc<AtomicBool>,
     opening: Option<(u32, Suite)>,
     exchanged: Option<Handshake>,
@@ -65,18 +68,20 @@ struct Answering {
 const BMC_SESSION: u32 = 0x0102_0304;
 
 impl Bmc {
-    /// Starts one with the power off; it lets `admin` in with `secret`.
+    /// Starts one with the power off; it lets `admin` in with `secret`, and never `viewer`, who may not switch power.
     pub(crate) fn start(manners: Manners) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let port = socket.local_addr().unwrap().port();
-        let (controlled, closed) = (Arc::new(AtomicU8::new(0xff)), Arc::new(AtomicBool::new(false)));
+        let [controlled, lit] = [0xff, 0xff].map(|value| Arc::new(AtomicU8::new(value)));
+        let closed = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
         let mut answering = Answering {
             socket,
             manners,
             power: 0,
             controlled: Arc::clone(&controlled),
+            lit: Arc::clone(&lit),
             closed: Arc::clone(&closed),
             opening: None,
             exchanged: None,
@@ -94,7 +99,7 @@ impl Bmc {
                 }
             }
         });
-        Self { port, controlled, closed, ended, thread: Some(thread) }
+        Self { port, controlled, lit, closed, ended, thread: Some(thread) }
     }
 }
 
@@ -132,7 +137,9 @@ impl Answering {
                 let mut payload = Opened { tag, console_session, outcome }.encode();
                 if self.manners.downgrade {
                     // The algorithms' numbers.
-                    [16, 24, 32].map(|at| payload[at] = 0);
+                    for at in [16, 24, 32] {
+                        payload[at] = 0;
+                    }
                 }
                 Some(Packet::outside(PayloadType::OpenResponse, &payload))
             }
@@ -143,8 +150,10 @@ impl Answering {
                     let payload = Rakp2 { tag: first.tag, console_session, outcome }.encode();
                     Some(Packet::outside(PayloadType::Rakp2, &payload))
                 };
-                if first.name != b"admin" {
-                    return reply(Err(Status(0x0d)));
+                match &first.name[..] {
+                    b"admin" => {}
+                    b"viewer" => return reply(Err(Status(0x0a))),
+                    _ => return reply(Err(Status(0x0d))),
                 }
                 let password = if self.manners.impostor { "guessed" } else { "secret" };
                 let handshake = Handshake {
@@ -198,6 +207,10 @@ impl Answering {
                     self.power = u8::from(request.body != [0]);
                 }
                 request.answer(self.manners.completion, &[])
+            }
+            (0, 0x04) => {
+                self.lit.store(*request.body.first()?, Ordering::Relaxed);
+                request.answer(0, &[])
             }
             _ => request.answer(0xc1, &[]),
         };

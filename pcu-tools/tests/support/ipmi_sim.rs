@@ -25,7 +25,6 @@ get)
 set)
     while [ $# -gt 1 ]; do
         echo "$2" >"$1"
-        [ "$1" = identify ] && shift
         shift 2
     done ;;
 *) exit 1 ;;
@@ -37,24 +36,24 @@ const CONTROLLER: &str = "\
 mc_setbmc 0x20
 mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
 sel_enable 0x20 50 0x0a
-sel_add 0x20 2 0x00 0x00 0x00 0x60 0x20 0 4 1 1 1 0x59 0x60 0x70
-sel_add 0x20 2 0x10 0x00 0x00 0x60 0x20 0 4 9 5 0x6f 4 0xff 0xff
+sel_add 0x20 2 0 0 0 0 0x20 0 4 1 1 1 0x59 0x60 0x70
+sel_add 0x20 2 0 0 0 0 0x20 0 4 9 5 0x6f 4 0xff 0xff
 sensor_add 0x20 0 1 0x01 0x01
-sensor_set_value 0x20 0 1 0x95 0
 sensor_set_threshold 0x20 0 1 settable 111000 0xa0 0x90 0x70 00 00 00
 sensor_set_event_support 0x20 0 1 enable scanning per-state 000111111000000 000111111000000 000111111000000 000111111000000
-main_sdr_add 0x20 0 0 0x51 1 0x31 0x20 0 1 3 1 0x67 0x88 1 1 0xc0 0x0f 0xc0 0x7f 0x38 0x38 0 1 0 0 1 0 0 0 0 0 3 0x60 0xb0 0 0xb0 0 0xa0 0x90 0x70 0 0 0 0 0 0 0 0 0xc6 'C 'P 'U ' '1 'T
+sensor_set_value 0x20 0 1 0x95 0
+main_sdr_add 0x20 0 0 0x51 1 0x31 0x20 0 1 3 1 0x67 0x88 1 1 0xc0 0x0f 0xc0 0x7f 0x38 0x38 0 1 0 0 1 0 0 0 0 0 3 0x60 0xb0 0 0xb0 0 0xa0 0x90 0x70 0 0 0 0 0 0 0 0 0xc6 'C 'P 'U '_ '1 'T
 sensor_add 0x20 0 2 0x02 0x01
-sensor_set_value 0x20 0 2 0xc2 0
 sensor_set_event_support 0x20 0 2 enable scanning per-state 000111111000000 000111111000000 000111111000000 000111111000000
+sensor_set_value 0x20 0 2 0xc2 0
 main_sdr_add 0x20 0 0 0x51 1 0x30 0x20 0 2 7 1 0x67 0x88 2 1 0xc0 0x0f 0xc0 0x7f 0x38 0x38 0 4 0 0 17 0 0 0 0 0xd0 3 0x60 0xb0 0 0xb0 0 0xa0 0x90 0x70 0 0 0 0 0 0 0 0 0xc5 '3 'V '3 'a 'u
 sensor_add 0x20 0 3 0x04 0x01
-sensor_set_value 0x20 0 3 20 0
 sensor_set_event_support 0x20 0 3 enable scanning per-state 000111111000000 000111111000000 000111111000000 000111111000000
+sensor_set_value 0x20 0 3 20 0
 main_sdr_add 0x20 0 0 0x51 1 0x2f 0x20 0 3 29 1 0x67 0x88 4 1 0xc0 0x0f 0xc0 0x7f 0x38 0x38 0 18 0 0 100 0 0xff 0xc0 0 0x01 3 0x60 0xb0 0 0xb0 0 0xa0 0x90 0x70 0 0 0 0 0 0 0 0 0xc4 'F 'A 'N '1
 sensor_add 0x20 0 4 0x01 0x01
-sensor_set_value 0x20 0 4 0xf6 0
 sensor_set_event_support 0x20 0 4 enable scanning per-state 000111111000000 000111111000000 000111111000000 000111111000000
+sensor_set_value 0x20 0 4 0xf6 0
 main_sdr_add 0x20 0 0 0x51 1 0x30 0x20 0 4 64 1 0x67 0x88 1 1 0xc0 0x0f 0xc0 0x7f 0x38 0x38 0x80 1 0 0 1 0 0 0 0 0 3 0x60 0xb0 0 0xb0 0 0xa0 0x90 0x70 0 0 0 0 0 0 0 0 0xc5 'I 'n 'l 'e 't
 sensor_add 0x20 0 5 0x08 0x6f
 sensor_set_bit 0x20 0 5 0 1 0
@@ -69,15 +68,11 @@ pub(crate) struct Setup {
     pub(crate) rmcp_plus: bool,
     /// What IPMI 1.5 may be authenticated with.
     pub(crate) lan15: &'static str,
-    /// The highest privilege of its channel.
-    pub(crate) limit: &'static str,
-    /// A line of its configuration more.
-    pub(crate) more: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { rmcp_plus: true, lan15: "md5", limit: "admin", more: "" }
+        Self { rmcp_plus: true, lan15: "md5" }
     }
 }
 
@@ -110,21 +105,18 @@ impl IpmiSim {
              set_working_mc 0x20\n\
              startlan 1\n\
              addr 127.0.0.1 {port}\n\
-             priv_limit {limit}\n\
+             priv_limit admin\n\
              allowed_auths_user {lan15}\n\
              allowed_auths_operator {lan15}\n\
              allowed_auths_admin {lan15}\n\
              {guid}\n\
-             {more}\n\
              endlan\n\
              chassis_control \"{chassis} 0x20\"\n\
              sol \"tcp:127.0.0.1:{serial}\" 115200\n\
              user 2 true \"admin\" \"secret\" admin 10 {lan15}\n\
              user 3 true \"viewer\" \"look\" user 10 {lan15}\n\
-             user 4 true \"twenty\" \"12345678901234567890\" operator 10 {lan15}\n",
-            limit = setup.limit,
+             user 4 true \"long\" \"1234567890123456789\" operator 10 {lan15}\n",
             guid = if setup.rmcp_plus { "guid a123456789abcdefa123456789abcdef" } else { "" },
-            more = setup.more,
             chassis = chassis.display(),
             serial = serial.local_addr().unwrap().port(),
         );

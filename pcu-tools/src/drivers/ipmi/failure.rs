@@ -56,6 +56,10 @@ pub(super) fn login(doing: String, error: &LoginError) -> PcuError {
             }
         }
         LoginError::Completion(step, completion) => match (step, completion.0) {
+            // The privilege is the only field that can be.
+            (Step::Capabilities, 0xcc) => {
+                PcuError::Privilege { doing, detail: format!("{detail}: the privilege is above the channel's limit") }
+            }
             (Step::Challenge, 0x81 | 0x82) => {
                 PcuError::Authentication { doing, detail: format!("{detail}: there is no such user") }
             }
@@ -105,6 +109,8 @@ mod tests {
             (Step::Activate, 0x86, Class::Privilege),
             (Step::Privilege, 0x81, Class::Privilege),
             (Step::Privilege, 0xc0, Class::Busy),
+            (Step::Capabilities, 0xcc, Class::Privilege),
+            (Step::Capabilities, 0xd2, Class::Busy),
         ] {
             check(login("x".into(), &LoginError::Completion(step, Completion(code))), class);
         }
