@@ -300,7 +300,7 @@ fn ipmi_1_5_needs_a_waiver() {
         assert_eq!(error.class(), class, "{user}: {error}");
     }
     // The password in the clear needs one more.
-    let sim = IpmiSim::start(&Setup { rmcp_plus: false, lan15: "straight", ..Setup::default() });
+    let sim = IpmiSim::start(&Setup { rmcp_plus: false, lan15: "straight" });
     let mut method = Method { waivers: vec![Waiver::Lan15], ..method(sim.port, "") };
     assert_eq!(refusal(&method, soon()).class(), Class::Unsupported);
     method.waivers.push(Waiver::ClearText);
@@ -335,6 +335,16 @@ fn a_lossy_and_a_noisy_network_are_survived() {
         session.change(Change::On, deadline).unwrap();
         assert_eq!(session.state(deadline).unwrap(), PowerState::On, "{manners:?}");
     }
+}
+
+#[test]
+fn a_change_whose_answer_is_lost_is_done_once() {
+    let bmc = Bmc::start(Manners { once: true, ..Manners::default() });
+    let mut session = open(&method(bmc.port, "")).unwrap();
+    session.change(Change::Cycle, soon()).unwrap();
+    assert_eq!(bmc.controlled.load(Ordering::Relaxed), 2);
+    // Without a lost answer, a refusal is one.
+    assert_eq!(session.change(Change::Cycle, soon()).unwrap_err().class(), Class::Refused);
 }
 
 #[test]

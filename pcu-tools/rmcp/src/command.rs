@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::{Completion, Malformed, Privilege, bytes::Reader, sol};
+use crate::{Completion, Malformed, Privilege, bytes::Reader};
 
 /// Network functions, of requests (5.1).
 pub(crate) const CHASSIS: u8 = 0;
@@ -201,15 +201,6 @@ impl Request for Activate {
 #[derive(Debug, Clone, Copy)]
 pub struct ActivateSol;
 
-/// What the serial line's packets have to keep to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SolActivated {
-    /// The longest payload that the controller takes, in bytes, its own header included.
-    pub inbound: u16,
-    /// The UDP port that they go to.
-    pub port: u16,
-}
-
 /// Serial over LAN.
 const SOL: u8 = 1;
 /// The only instance that controllers have.
@@ -227,21 +218,19 @@ impl ActivateSol {
 impl Request for ActivateSol {
     const FUNCTION: u8 = APPLICATION;
     const COMMAND: u8 = 0x48;
-    type Answer = SolActivated;
+    /// The longest payload that the controller takes, in bytes, its own header included.
+    type Answer = u16;
 
     fn data(&self) -> Vec<u8> {
         // Encrypted and authenticated; alerts of the line fail meanwhile.
         vec![SOL, INSTANCE, 0xc0, 0, 0, 0]
     }
 
-    fn parse(&self, data: &[u8]) -> Result<SolActivated, Malformed> {
+    fn parse(&self, data: &[u8]) -> Result<u16, Malformed> {
         let mut reader = Reader::new(data);
         let _auxiliary = reader.u32()?;
-        let (inbound, _outbound, port) = (reader.u16()?, reader.u16()?, reader.u16()?);
-        if usize::from(inbound) <= sol::HEADER {
-            return Err(Malformed("it takes no characters"));
-        }
-        Ok(SolActivated { inbound, port })
+        // The UDP port that follows is left alone: it is the session's, or wrong, as in front of a forwarded port.
+        reader.u16()
     }
 }
 

@@ -35,6 +35,12 @@ impl Completion {
         matches!(self.0, 0xc1 | 0xc2 | 0xd6)
     }
 
+    /// Whether a command is refused that a copy of it, which was answered before, may have made impossible.
+    #[must_use]
+    pub fn may_be_repetition(self) -> bool {
+        matches!(self.0, 0xcf | 0xd5)
+    }
+
     /// Whether the answer would have been longer than the controller can send.
     #[must_use]
     pub fn is_too_long(self) -> bool {

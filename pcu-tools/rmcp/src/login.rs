@@ -23,7 +23,6 @@ const PAUSE: Duration = Duration::from_millis(1500);
 const ACTIVATIONS: u32 = 3;
 
 /// Logging in. It is given datagrams and the time, and becomes a [`Session`].
-#[derive(Debug)]
 pub struct Login {
     setup: Setup,
     stage: Stage,
@@ -31,7 +30,6 @@ pub struct Login {
     resent: bool,
 }
 
-#[derive(Debug)]
 struct Setup {
     credentials: Credentials,
     privilege: Privilege,
@@ -42,8 +40,7 @@ struct Setup {
     bmc_key: bool,
 }
 
-/// What is asked now.
-#[derive(Debug)]
+/// What is asked now. It has no `Debug`: a datagram may contain the password.
 enum Stage {
     Capabilities(GetCapabilities),
     /// And the suites to propose after this one.
@@ -136,6 +133,12 @@ pub enum LoginError {
     /// What the controller says makes no sense.
     #[error("{0}: {1}")]
     Malformed(Step, Malformed),
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("step", &self.step()).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Display for Step {

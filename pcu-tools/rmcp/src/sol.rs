@@ -111,10 +111,13 @@ impl Packet {
 }
 
 impl Line {
-    /// A line to a controller that takes payloads of up to `inbound` bytes.
+    /// A line to a controller that says that it takes payloads of up to `inbound` bytes. Some say 0 and mean nothing by it.
     #[must_use]
     pub fn new(inbound: u16) -> Self {
-        let most = usize::from(inbound).saturating_sub(HEADER).clamp(1, CHARACTERS);
+        let most = match usize::from(inbound).saturating_sub(HEADER) {
+            0 => CHARACTERS,
+            most => most.min(CHARACTERS),
+        };
         Self { most, queue: VecDeque::new(), flight: None, sent: 0, taken: (0, 0), owes: false }
     }
 

@@ -162,7 +162,7 @@ impl Session for LoggedIn {
             Change::Cycle => chassis::Control::Cycle,
             Change::Reset => chassis::Control::Reset,
         };
-        self.link.ask(&control, &format!("switching power: {change}"), deadline)
+        self.link.ask_change(&control, &format!("switching power: {change}"), deadline)
     }
 
     fn prove(&mut self, deadline: Deadline) -> Result<Vec<Proof>, PcuError> {

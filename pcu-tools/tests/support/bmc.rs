@@ -27,6 +27,8 @@ pub(crate) struct Manners {
     pub(crate) impostor: bool,
     /// It opens a session without any authentication, whatever was asked for.
     pub(crate) downgrade: bool,
+    /// The answer to the first control of the chassis is lost; a copy of the command is refused as a duplicate.
+    pub(crate) once: bool,
     /// How commands of the chassis that change something end.
     pub(crate) completion: u8,
 }
@@ -201,6 +203,14 @@ impl Answering {
             }
             (6, 0x01) => request.answer(0, &[0x20, 1, 2, 0x34, 0x51, 0xbf, 0x7c, 0x2a, 0, 1, 0]),
             (0, 0x01) => request.answer(0, &[self.power, 0, 0]),
+            (0, 0x02) if self.manners.once => {
+                let before = self.controlled.swap(*request.body.first()?, Ordering::Relaxed);
+                self.power = u8::from(request.body != [0]);
+                if before == 0xff {
+                    return None;
+                }
+                request.answer(0xcf, &[])
+            }
             (0, 0x02) => {
                 self.controlled.store(*request.body.first()?, Ordering::Relaxed);
                 if self.manners.completion == 0 {

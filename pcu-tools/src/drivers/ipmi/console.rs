@@ -34,8 +34,8 @@ impl SerialLine {
         if !link.is_encrypted() {
             return Err(PcuError::Unsupported { doing, detail: "there is no serial over LAN in IPMI 1.5".into() });
         }
-        let activated = match link.try_ask(&ActivateSol, "opening the serial line", deadline)? {
-            Ok(activated) => activated,
+        let inbound = match link.try_ask(&ActivateSol, "opening the serial line", deadline)? {
+            Ok(inbound) => inbound,
             Err(Unusable::Refused(code)) if ActivateSol::TAKEN.contains(&code) => {
                 return Err(PcuError::Busy { doing, detail: "somebody else has the serial line".into() });
             }
@@ -49,13 +49,7 @@ impl SerialLine {
             }
             Err(error) => return Err(failure::unusable(doing, error)),
         };
-        let line = Line::new(activated.inbound);
-        let serial = Self { link, line, alive: Instant::now() };
-        if activated.port != serial.link.udp_port() {
-            let detail = format!("the device wants the line at UDP port {}", activated.port);
-            return Err(PcuError::Unsupported { doing, detail });
-        }
-        Ok(serial)
+        Ok(Self { link, line: Line::new(inbound), alive: Instant::now() })
     }
 
     fn lost(&self, error: LineError) -> PcuError {

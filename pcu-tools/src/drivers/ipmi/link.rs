@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orrery_rmcp::{Discarded, Login as Handshake, LoginError, Progress, Received, Request, Session, sol};
+use orrery_rmcp::{Discarded, Login as Handshake, LoginError, Progress, Received, Request, Session, Unusable, sol};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Login, failure};
@@ -24,6 +24,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(super) struct Link {
     peer: Peer,
     session: Session,
+    /// Whether the last command was sent more than once.
+    repeated: bool,
 }
 
 /// Why there is no link.
@@ -63,7 +65,7 @@ impl Link {
             outcome => outcome,
         };
         match session {
-            Ok(session) => Ok(Self { peer, session }),
+            Ok(session) => Ok(Self { peer, session, repeated: false }),
             Err((LoginError::Only15, _)) => Err(Failure::Only15),
             Err((error, _)) => Err(failure::login(doing, &error).into()),
         }
@@ -89,13 +91,27 @@ impl Link {
         self.try_ask(request, doing, deadline)?.map_err(|error| failure::unusable(self.doing(doing), error))
     }
 
+    /// The same for a change that cannot be asked for twice: where a copy was sent, what its refusal shows is that the first one
+    /// was done.
+    pub(super) fn ask_change<R: Request<Answer = ()>>(
+        &mut self,
+        request: &R,
+        doing: &str,
+        deadline: Deadline,
+    ) -> Result<(), PcuError> {
+        match self.try_ask(request, doing, deadline)? {
+            Err(Unusable::Refused(completion)) if self.repeated && completion.may_be_repetition() => Ok(()),
+            outcome => outcome.map_err(|error| failure::unusable(self.doing(doing), error)),
+        }
+    }
+
     /// The same, for whoever has a use for certain refusals.
     pub(super) fn try_ask<R: Request>(
         &mut self,
         request: &R,
         doing: &str,
         deadline: Deadline,
-    ) -> Result<Result<R::Answer, orrery_rmcp::Unusable>, PcuError> {
+    ) -> Result<Result<R::Answer, Unusable>, PcuError> {
         let doing = self.doing(doing);
         self.peer.discarded = (0, None);
         self.session.ask(request, Instant::now());
@@ -106,7 +122,10 @@ impl Link {
             let next = self.session.next().expect("it asks");
             let Some(length) = self.peer.hear(next, &doing, deadline)? else { continue };
             match self.session.receive(&self.peer.buffer[..length]) {
-                Received::Answer(answer) => return Ok(answer.read(request)),
+                Received::Answer(answer) => {
+                    self.repeated = answer.sent > 1;
+                    return Ok(answer.read(request));
+                }
                 // What is left of a console; nobody listens any more.
                 Received::Sol(_) => self.peer.discard(Discarded::NotAsked, &doing)?,
                 Received::Discarded(why) => self.peer.discard(why, &doing)?,
@@ -150,11 +169,6 @@ impl Link {
     /// "doing, on whom".
     pub(super) fn doing(&self, doing: &str) -> String {
         format!("{doing} at {}", self.peer.name)
-    }
-
-    /// The device's UDP port.
-    pub(super) fn udp_port(&self) -> u16 {
-        self.peer.socket.peer_addr().map_or(0, |address| address.port())
     }
 }
 
