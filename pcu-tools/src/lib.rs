@@ -9,6 +9,7 @@
 
 pub mod action;
 mod deadline;
+pub mod discover;
 pub mod driver;
 mod drivers;
 pub mod engine;
