@@ -58,7 +58,7 @@ struct DataFile {
     #[serde(rename = "source")]
     _source: String,
     http: Option<http::Table>,
-    menu: Option<menu::Table>,
+    menu: Option<menu::Script>,
     snmp: Option<snmp::Table>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn parse_data(text: &str) -> Result<Arc<dyn Driver>, String> {
     let about = About { name: file.name, about: file.about };
     match (file.http, file.menu, file.snmp) {
         (Some(table), None, None) => Ok(Arc::new(http::Http::new(about, table)?)),
-        (None, Some(table), None) => Ok(Arc::new(menu::Menu::new(about, table)?)),
+        (None, Some(script), None) => Ok(Arc::new(menu::Menu::new(about, script))),
         (None, None, Some(table)) => Ok(Arc::new(snmp::Snmp::new(about, table)?)),
         _ => Err(format!("{} ({}) has not exactly one of [http], [menu] and [snmp]", about.name, about.about)),
     }

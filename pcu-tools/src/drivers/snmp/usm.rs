@@ -267,7 +267,7 @@ fn header(datagram: &[u8], id: i32) -> Result<Header<'_>, Unusable> {
         return Err("it is of another version".into());
     }
     let mut global = AsnReader::from_bytes(reader.read_raw(asn1::TYPE_SEQUENCE).map_err(said)?);
-    if global.read_asn_integer().map_err(said)? != id.into() {
+    if global.read_asn_integer().map_err(said)? != i64::from(id) {
         return Err("it answers another request".into());
     }
     let _largest = global.read_asn_integer().map_err(said)?;
