@@ -10,7 +10,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -24,6 +24,8 @@ use tempfile::TempDir;
 /// The script that plays a power unit.
 const APC: &str = include_str!("support/apc.sh");
 const PASSWORD: &str = "sesame";
+/// It starts itself anew for every connection, and so has to be named in full.
+const SSHD: &str = "/usr/sbin/sshd";
 
 /// A power unit of 20 outlets, all of them on, behind a server.
 struct Unit {
@@ -48,6 +50,10 @@ impl Unit {
     }
 
     fn telnet(kind: &str) -> Self {
+        let applets = Command::new("busybox").arg("--list").output();
+        let has_telnetd =
+            applets.is_ok_and(|output| output.stdout.split(|byte| *byte == b'\n').any(|name| name == b"telnetd"));
+        assert!(has_telnetd, "busybox with telnetd (Debian's busybox-static) is missing; run `cargo xtask setup`");
         let mut unit = Self::new(kind, "telnet");
         let device = unit.path("device");
         unit.server = Some(Inetd::start(move || {
@@ -64,6 +70,7 @@ impl Unit {
 
     /// Behind OpenSSH's server, which has a host key as `ssh-keygen` makes it with `key`, and `settings`.
     fn ssh_with(kind: &str, key: &[&str], settings: &str) -> Self {
+        assert!(Path::new(SSHD).exists(), "{SSHD} is missing; run `cargo xtask setup`");
         let mut unit = Self::new(kind, "ssh");
         let path = |name: &str| unit.path(name).display().to_string();
         keygen(key, &path("host"));
@@ -82,7 +89,7 @@ impl Unit {
         }
         let config = unit.path("config");
         unit.server = Some(Inetd::start(move || {
-            let mut sshd = Command::new("/usr/sbin/sshd");
+            let mut sshd = Command::new(SSHD);
             sshd.arg("-i").arg("-f").arg(&config);
             sshd
         }));
@@ -173,6 +180,9 @@ fn switch(unit: &Unit, driver: &str) {
     assert_eq!(session.state(soon()).unwrap(), PowerState::On);
     let proofs = session.prove(soon()).unwrap();
     assert!(proofs.iter().any(|proof| proof.0.contains("the power of outlet 15")), "{proofs:?}");
+    // In menus there is a way to go; a command line has but the line that does it.
+    let went = proofs.iter().any(|proof| proof.0.contains("steps towards on"));
+    assert_eq!(went, driver == "apc-menu", "{proofs:?}");
     assert_eq!(unit.log(), Vec::<String>::new(), "a test changes nothing");
     session.change(Change::Off, soon()).unwrap();
     assert_eq!(session.state(soon()).unwrap(), PowerState::Off);

@@ -35,7 +35,7 @@ impl Inetd {
                         return;
                     }
                     let child = serve(stream.unwrap(), program());
-                    children.lock().unwrap().push(child.expect("the server is missing; run `cargo xtask setup`"));
+                    children.lock().unwrap().push(child.expect("the caller has looked whether the server is there"));
                 }
             }
         });
