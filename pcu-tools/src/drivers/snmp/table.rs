@@ -157,7 +157,10 @@ fn unscaled() -> f64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::drivers::parse_data;
+    use crate::{
+        Inventory, Registry,
+        drivers::{parse_data, snmp::credentials::Credentials},
+    };
 
     pub(in super::super) const GOOD: &str = r#"
 name = "x"
@@ -211,6 +214,29 @@ scale = 0.1
         check("[snmp.on]", "[snmp.start]", "unknown field `start`");
         check("source = \"none\"", "", "missing field `source`");
         check("[snmp.off]\noid = \"1.3.6.1.4.1.9999.1.5.{outlet}\"\nvalue = 2\n", "", "missing field `off`");
+    }
+
+    #[test]
+    fn what_the_documentation_shows_is_right() {
+        let text = include_str!("../../../../docs/pcu/snmp.md");
+        let blocks = text.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap());
+        let mut counts = [0, 0];
+        for block in blocks {
+            if block.starts_with("name = ") {
+                assert_eq!(parse_data(block).unwrap().name(), "acme-snmp");
+                counts[0] += 1;
+            } else {
+                let inventory: Inventory = toml::from_str(block).unwrap();
+                for method in inventory.nodes.values().flat_map(|node| &node.methods) {
+                    let driver = Registry::builtin().of(method).unwrap().name().to_owned();
+                    assert!(text.contains(&format!("`{driver}`")), "{driver}");
+                    let error = Credentials::of(method).unwrap_err();
+                    assert!(error.to_string().contains("/etc/pcu/"), "only the secret is missing, not: {error}");
+                }
+                counts[1] += 1;
+            }
+        }
+        assert_eq!(counts, [1, 2]);
     }
 
     #[test]

@@ -179,7 +179,9 @@ impl Engine {
             return refused().map(Heard::Refusal).ok_or_else(|| "it is not signed".into());
         }
         let mut security = self.at(self.boots, self.now());
-        let heard = match Pdu::from_bytes_with_security(datagram, Some(&mut security)) {
+        // `snmp2` overwrites the signature in what it is given.
+        let copy = datagram.to_vec();
+        let heard = match Pdu::from_bytes_with_security(&copy, Some(&mut security)) {
             Ok(pdu) if pdu.message_type == MessageType::Report => {
                 Heard::Refusal(named(message::binding(&pdu).map(|(name, _)| name)).ok_or("it names no counter")?)
             }
