@@ -112,6 +112,24 @@ fn requests_and_answers_arrive_whole() {
     check(Verb::GET, "/beside/a", "", 200, "GET /beside/b HTTP/1.1 ");
 }
 
+#[test]
+fn a_connection_that_dies_is_replaced_for_what_only_reads() {
+    // It answers one request a connection, and hangs up at the next one.
+    let port = serve(|mut stream| {
+        if let Some((head, _)) = read_request(&mut stream) {
+            answer(&mut stream, "200 OK", "", &head[0]);
+            if let Some((head, _)) = read_request(&mut stream) {
+                assert!(head[0].starts_with("GET "), "{} came over a used connection", head[0]);
+            }
+        }
+    });
+    let mut client = plain(port);
+    for verb in [Verb::GET, Verb::GET, Verb::POST, Verb::GET, Verb::DELETE, Verb::PATCH, Verb::GET] {
+        let reply = client.request(&verb, "/", &[], b"", soon()).unwrap();
+        assert!(reply.body.starts_with(verb.as_str().as_bytes()));
+    }
+}
+
 /// A request to a server that, once asked, does as `handler` says, ends as `expected` and not much later than it may.
 fn hostile(name: &str, expected: Class, handler: impl Fn(&mut TcpStream) + Send + Sync + 'static) {
     let port = serve(move |mut stream| {
