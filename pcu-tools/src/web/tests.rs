@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -371,11 +372,11 @@ fn basic_tells_user_and_password() {
 
 #[test]
 fn digest_answers_challenges_and_does_not_guess() {
-    // A device whose every challenge is good for two requests.
-    let port = serve(|mut stream| {
-        let (mut nonce, mut used) = (0, 0);
-        let mut refused = 0;
+    // A device whose every challenge is good for two requests, and that does not say when one is too old.
+    let state = Mutex::new((0, 0, 0));
+    let port = serve(move |mut stream| {
         while let Some((head, body)) = read_request(&mut stream) {
+            let (nonce, used, refused) = &mut *state.lock().unwrap();
             let words: Vec<_> = head[0].split(' ').collect();
             let given = head.iter().find_map(|line| line.strip_prefix("authorization: "));
             let given = given.map(|line| AuthorizationHeader::parse(line).unwrap());
@@ -392,15 +393,16 @@ fn digest_answers_challenges_and_does_not_guess() {
                 expected.response == given.response && given.uri == words[1]
             });
             let known = given.is_some_and(|given| given.nonce == nonce.to_string());
-            if right && known && used < 2 {
-                used += 1;
+            if right && known && *used < 2 {
+                *used += 1;
                 answer(&mut stream, "200 OK", "", &refused.to_string());
                 continue;
             }
-            refused += 1;
-            (nonce, used) = (nonce + 1, 0);
+            *refused += 1;
+            *nonce += 1;
+            *used = 0;
             let challenge = format!(
-                "www-authenticate: Basic realm=\"x\"\r\nwww-authenticate: Digest realm=\"x\", nonce=\"{nonce}\", qop=\"auth\", stale={right}\r\n"
+                "www-authenticate: Basic realm=\"x\"\r\nwww-authenticate: Digest realm=\"x\", nonce=\"{nonce}\", qop=\"auth\"\r\n"
             );
             answer(&mut stream, "401 Unauthorized", &challenge, "");
         }
