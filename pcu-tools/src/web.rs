@@ -36,7 +36,13 @@ const REDIRECTS: usize = 3;
 /// Talks to one device. Holding one proves nothing: each connection is checked when it is made.
 #[derive(Debug)]
 pub(crate) struct WebClient {
-    agent: Agent,
+    /// Asks over a connection that it keeps.
+    kept: Agent,
+    /// Whether [`Self::kept`] may have a connection.
+    connected: bool,
+    /// Asks over a new connection each time: a device may close one that is kept just when a request is on its way, and nobody
+    /// knows then whether it was carried out.
+    fresh: Agent,
     /// `https://bmc1:443`, with nothing after it.
     origin: String,
     method: Method,
@@ -94,17 +100,15 @@ impl WebClient {
         if host.contains('@') || !origin.parse().is_ok_and(is_bare) {
             return Err(method.misconfigured("the address is neither HOST nor HOST:PORT"));
         }
-        let connector = ().chain(TcpConnector::default()).chain(tls::TlsConnector::new(method)?);
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .max_response_header_size(HEAD)
-            .max_idle_connections(1)
-            .user_agent(concat!("orrery-pcu/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
-        Ok(Self { agent, origin, method: method.clone(), account: auth::Account::default() })
+        let tls = tls::TlsConnector::new(method)?;
+        Ok(Self {
+            kept: agent(tls.clone(), 1),
+            connected: false,
+            fresh: agent(tls, 0),
+            origin,
+            method: method.clone(),
+            account: auth::Account::default(),
+        })
     }
 
     /// `https://bmc1:443`, for messages.
@@ -182,8 +186,32 @@ impl WebClient {
         self.origin.strip_suffix(port)
     }
 
+    /// One request and its answer. What only reads is asked again when the connection that was kept turns out to be dead.
     fn exchange(
         &mut self,
+        verb: &Verb,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        deadline: Deadline,
+    ) -> Result<Reply, PcuError> {
+        if *verb != Verb::GET {
+            return self.exchange_by(&self.fresh, verb, path, headers, body, deadline);
+        }
+        match self.exchange_by(&self.kept, verb, path, headers, body, deadline) {
+            Err(PcuError::Transport { .. }) if self.connected => {
+                self.exchange_by(&self.fresh, verb, path, headers, body, deadline)
+            }
+            answered => {
+                self.connected |= answered.is_ok();
+                answered
+            }
+        }
+    }
+
+    fn exchange_by(
+        &self,
+        agent: &Agent,
         verb: &Verb,
         path: &str,
         headers: &[(&str, &str)],
@@ -200,10 +228,10 @@ impl WebClient {
         let left = Some(deadline.left(&doing)?);
         let sent = if matches!(*verb, Verb::POST | Verb::PUT | Verb::PATCH) {
             let request = request.body(body).map_err(malformed)?;
-            request.with_agent(&self.agent).configure().timeout_global(left).run()
+            request.with_agent(agent).configure().timeout_global(left).run()
         } else {
             let request = request.body(()).map_err(malformed)?;
-            request.with_agent(&self.agent).configure().timeout_global(left).run()
+            request.with_agent(agent).configure().timeout_global(left).run()
         };
         let failed = |error| failure::of(&doing, error);
         let (head, body) = sent.map_err(failed)?.into_parts();
@@ -213,4 +241,17 @@ impl WebClient {
         };
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
     }
+}
+
+/// An agent that keeps so many connections open.
+fn agent(tls: tls::TlsConnector, connections: usize) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .max_response_header_size(HEAD)
+        .max_idle_connections(connections)
+        .user_agent(concat!("orrery-pcu/", env!("CARGO_PKG_VERSION")))
+        .build();
+    Agent::with_parts(config, ().chain(TcpConnector::default()).chain(tls), DefaultResolver::default())
 }

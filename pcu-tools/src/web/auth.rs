@@ -78,11 +78,10 @@ impl WebClient {
                 ask(self, Some(proof))?
             }
             WebAuth::Digest => {
-                // The first challenge is fetched; later ones come when the device finds that the one in use is too old.
+                // Challenges are good for a while, and some devices do not say that the one in use is too old.
                 let proof = self.digest(verb, path, body)?;
-                let first = proof.is_none();
                 let reply = ask(self, proof)?;
-                match self.take_challenge(&reply, first) {
+                match self.take_challenge(&reply) {
                     false => reply,
                     true => {
                         let proof = self.digest(verb, path, body)?;
@@ -92,6 +91,7 @@ impl WebClient {
             }
         };
         if reply.status == 401 {
+            self.account.challenge = None;
             return Err(self.not_let_in(auth, verb, path, &reply));
         }
         Ok(reply)
@@ -119,17 +119,15 @@ impl WebClient {
         }
     }
 
-    /// Takes up the challenge of a 401, and says whether to answer it: the first one, and one that replaces a stale one.
-    fn take_challenge(&mut self, reply: &Reply, first: bool) -> bool {
+    /// Takes up the challenge of a 401; false when there is none.
+    fn take_challenge(&mut self, reply: &Reply) -> bool {
         if reply.status != 401 {
             return false;
         }
         let texts = reply.headers.get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok());
         let mut digests = texts.filter(|text| text.trim_start().to_ascii_lowercase().starts_with("digest"));
-        let Some(challenge) = digests.find_map(|text| digest_auth::parse(text).ok()) else { return false };
-        let answer = first || challenge.stale;
-        self.account.challenge = Some(challenge);
-        answer
+        self.account.challenge = digests.find_map(|text| digest_auth::parse(text).ok());
+        self.account.challenge.is_some()
     }
 
     fn not_let_in(&self, auth: WebAuth, verb: &Verb, path: &str, reply: &Reply) -> PcuError {

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -110,6 +111,24 @@ fn requests_and_answers_arrive_whole() {
     check(Verb::GET, "/none", "", 404, "GET /none HTTP/1.1 ");
     check(Verb::GET, "/moved", "", 200, "GET /moved/ HTTP/1.1 ");
     check(Verb::GET, "/beside/a", "", 200, "GET /beside/b HTTP/1.1 ");
+}
+
+#[test]
+fn a_connection_that_dies_is_replaced_for_what_only_reads() {
+    // It answers one request a connection, and hangs up at the next one.
+    let port = serve(|mut stream| {
+        if let Some((head, _)) = read_request(&mut stream) {
+            answer(&mut stream, "200 OK", "", &head[0]);
+            if let Some((head, _)) = read_request(&mut stream) {
+                assert!(head[0].starts_with("GET "), "{} came over a used connection", head[0]);
+            }
+        }
+    });
+    let mut client = plain(port);
+    for verb in [Verb::GET, Verb::GET, Verb::POST, Verb::GET, Verb::DELETE, Verb::PATCH, Verb::GET] {
+        let reply = client.request(&verb, "/", &[], b"", soon()).unwrap();
+        assert!(reply.body.starts_with(verb.as_str().as_bytes()));
+    }
 }
 
 /// A request to a server that, once asked, does as `handler` says, ends as `expected` and not much later than it may.
@@ -353,11 +372,11 @@ fn basic_tells_user_and_password() {
 
 #[test]
 fn digest_answers_challenges_and_does_not_guess() {
-    // A device whose every challenge is good for two requests.
-    let port = serve(|mut stream| {
-        let (mut nonce, mut used) = (0, 0);
-        let mut refused = 0;
+    // A device whose every challenge is good for two requests, and that does not say when one is too old.
+    let state = Mutex::new((0, 0, 0));
+    let port = serve(move |mut stream| {
         while let Some((head, body)) = read_request(&mut stream) {
+            let (nonce, used, refused) = &mut *state.lock().unwrap();
             let words: Vec<_> = head[0].split(' ').collect();
             let given = head.iter().find_map(|line| line.strip_prefix("authorization: "));
             let given = given.map(|line| AuthorizationHeader::parse(line).unwrap());
@@ -374,15 +393,16 @@ fn digest_answers_challenges_and_does_not_guess() {
                 expected.response == given.response && given.uri == words[1]
             });
             let known = given.is_some_and(|given| given.nonce == nonce.to_string());
-            if right && known && used < 2 {
-                used += 1;
+            if right && known && *used < 2 {
+                *used += 1;
                 answer(&mut stream, "200 OK", "", &refused.to_string());
                 continue;
             }
-            refused += 1;
-            (nonce, used) = (nonce + 1, 0);
+            *refused += 1;
+            *nonce += 1;
+            *used = 0;
             let challenge = format!(
-                "www-authenticate: Basic realm=\"x\"\r\nwww-authenticate: Digest realm=\"x\", nonce=\"{nonce}\", qop=\"auth\", stale={right}\r\n"
+                "www-authenticate: Basic realm=\"x\"\r\nwww-authenticate: Digest realm=\"x\", nonce=\"{nonce}\", qop=\"auth\"\r\n"
             );
             answer(&mut stream, "401 Unauthorized", &challenge, "");
         }
