@@ -13,7 +13,7 @@ use std::{
 use serde::Serialize;
 
 use crate::Deadline;
-pub use crate::drivers::IpmiProbe;
+pub use crate::drivers::{IpmiProbe, RedfishProbe, SnmpProbe};
 
 /// The most addresses that are asked at once: more would look like an attack, and lose answers in small switches.
 const AT_ONCE: usize = 256;
@@ -30,7 +30,7 @@ pub struct Found {
     /// Where.
     pub address: SocketAddr,
     /// The driver for it.
-    pub driver: &'static str,
+    pub driver: String,
     /// What it says of itself, for people.
     pub detail: String,
 }
@@ -69,7 +69,7 @@ mod tests {
         fn probe(&self, address: IpAddr, _: Deadline) -> Option<Found> {
             let IpAddr::V4(four) = address else { return None };
             let even = four.octets()[3] % 2 == 0;
-            even.then(|| Found { address: (address, 1).into(), driver: "even", detail: String::new() })
+            even.then(|| Found { address: (address, 1).into(), driver: "even".into(), detail: String::new() })
         }
     }
 

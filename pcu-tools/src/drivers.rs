@@ -7,7 +7,7 @@ mod ipmi;
 mod manual;
 mod menu;
 mod qmp;
-pub(crate) mod redfish;
+mod redfish;
 mod snmp;
 mod tcp;
 mod virsh;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-pub use self::ipmi::IpmiProbe;
+pub use self::{ipmi::IpmiProbe, redfish::RedfishProbe, snmp::SnmpProbe};
 use crate::Driver;
 
 /// Every driver that is built in.
@@ -70,7 +70,8 @@ pub(crate) fn parse_data(text: &str) -> Result<Arc<dyn Driver>, String> {
         (Some(table), None, None) => Ok(Arc::new(http::Http::new(about, table)?)),
         (None, Some(script), None) => Ok(Arc::new(menu::Menu::new(about, script))),
         (None, None, Some(table)) => Ok(Arc::new(snmp::Snmp::new(about, table)?)),
-        _ => Err(format!("{} ({}) has not exactly one of [http], [menu] and [snmp]", about.name, about.about)),
+        (None, None, None) => Err("it has no table of a family: [http], [menu] or [snmp]".into()),
+        _ => Err("it has the tables of several families".into()),
     }
 }
 

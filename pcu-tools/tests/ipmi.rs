@@ -316,7 +316,7 @@ fn controllers_are_found() {
         discover(&addresses, &[&IpmiProbe { port }], 8, Duration::from_secs(3))
     };
     let found = |port, detail: &str| {
-        vec![Found { address: ([127, 0, 0, 1], port).into(), driver: "ipmi", detail: detail.into() }]
+        vec![Found { address: ([127, 0, 0, 1], port).into(), driver: "ipmi".into(), detail: detail.into() }]
     };
     assert_eq!(ask(sim.port), found(sim.port, "IPMI 2.0"));
     assert_eq!(ask(old.port), found(old.port, "IPMI 1.5 only, which needs the waiver lan15"));

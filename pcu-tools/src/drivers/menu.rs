@@ -292,7 +292,7 @@ mod tests {
             assert!(error.contains(told), "{text}\n{error}");
         };
         check("name = 'x'\nabout = 'y'", "missing field `source`");
-        check("HEAD", "has no table of a family");
+        check("HEAD", "no table of a family");
         check("HEAD\n[menu]\ntransport = 'ssh'", "menu.status is missing");
         check("HEAD\n[menu]\ntransport = 'ssh'\nstatus = [{ lime = 'x' }]", "line 6");
     }

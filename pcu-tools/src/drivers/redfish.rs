@@ -3,7 +3,7 @@
 mod boot;
 mod journal;
 mod lamp;
-pub(crate) mod probe;
+mod probe;
 mod quirks;
 mod readings;
 mod refusal;
@@ -15,6 +15,7 @@ mod tests;
 
 use std::time::Duration;
 
+pub use self::probe::RedfishProbe;
 use self::service::{Resource, Service};
 use crate::{
     Ability, BootDevice, Change, Deadline, Driver, LogEntry, Method, PcuError, PowerState, Proof, Sensor, Session,

@@ -13,6 +13,7 @@ mod usm;
 
 use std::fmt;
 
+pub use probe::SnmpProbe;
 pub(super) use table::Table;
 
 use super::About;

@@ -2,6 +2,7 @@
 
 mod act;
 mod console;
+mod discover;
 mod fleet;
 mod look;
 mod manage;
@@ -83,6 +84,8 @@ struct Nodes {
 enum Command {
     #[command(flatten)]
     OfNodes(OfNodes),
+    /// Ask addresses whether a device that switches power is there; nobody logs in
+    Discover(discover::Discover),
     /// What can be said of kinds of devices
     #[command(subcommand)]
     Driver(manage::Driver),
@@ -180,6 +183,7 @@ fn run(settings: &Settings, command: Command) -> Result<Outcome> {
     let control = settings.control()?;
     let command = match command {
         Command::OfNodes(command) => command,
+        Command::Discover(options) => return discover::run(settings.json, settings.parallel, &options),
         Command::Driver(driver) => return manage::run(settings.json, control.registry(), &driver),
     };
     let inventory = Inventory::read(&settings.inventory)?;

@@ -44,7 +44,7 @@ impl Probe for IpmiProbe {
     fn probe(&self, address: IpAddr, deadline: Deadline) -> Option<Found> {
         let address = SocketAddr::new(address, self.port);
         let (pong, capabilities) = ask(address, deadline);
-        describe(pong, capabilities).map(|detail| Found { address, driver: "ipmi", detail })
+        describe(pong, capabilities).map(|detail| Found { address, driver: "ipmi".into(), detail })
     }
 }
 

@@ -1,21 +1,35 @@
 //! Whether there is a Redfish service, for discovery.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::service::{Resource, Service};
-use crate::{Deadline, Method, Waiver, web::clip};
+use crate::{
+    Deadline, Method, Waiver,
+    discover::{Found, Probe},
+    web::clip,
+};
 
-/// What the service at an address says of itself, if there is one: "Redfish 1.6.0, Dell Inc., Integrated Dell Remote Access
-/// Controller". Only its root is read, without an account. Any certificate is taken for that, since nothing secret is sent and
-/// nothing of the answer is believed.
-#[cfg_attr(not(test), expect(dead_code, reason = "discovery calls it"))]
-pub(crate) fn probe(address: IpAddr, port: u16, deadline: Deadline) -> Option<String> {
-    let mut method = Method::new("redfish", std::net::SocketAddr::new(address, port).to_string());
-    method.waivers.push(Waiver::AnyIdentity);
-    let service = Service::find(&method, deadline).ok()?;
-    describe(service.root())
+/// Looks for Redfish services.
+///
+/// Only the root of each is read, without an account. Any certificate is taken for that, since nothing secret is sent and nothing of
+/// the answer is believed.
+#[derive(Debug, Clone, Copy)]
+pub struct RedfishProbe {
+    /// The TCP port; 443 everywhere but in tests.
+    pub port: u16,
 }
 
+impl Probe for RedfishProbe {
+    fn probe(&self, address: IpAddr, deadline: Deadline) -> Option<Found> {
+        let address = SocketAddr::new(address, self.port);
+        let mut method = Method::new("redfish", address.to_string());
+        method.waivers.push(Waiver::AnyIdentity);
+        let service = Service::find(&method, deadline).ok()?;
+        Some(Found { address, driver: "redfish".into(), detail: describe(service.root())? })
+    }
+}
+
+/// What a service says of itself: "Redfish 1.6.0, Dell Inc., Integrated Dell Remote Access Controller".
 fn describe(root: &Resource) -> Option<String> {
     let version = root.text("/RedfishVersion")?;
     // Before they had a field of their own, vendors could be told by their extensions.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     Class, SecretSource, Waiver,
+    discover::Probe,
     web::testing::{answer, certificate, read_request, serve, serve_tls},
 };
 
@@ -414,7 +415,8 @@ fn a_service_is_found_whatever_its_certificate() {
         }
     });
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    assert_eq!(probe::probe(here, port, soon()).as_deref(), Some("Redfish 1.2.0, Nobody"));
+    let found = RedfishProbe { port }.probe(here, soon()).unwrap();
+    assert_eq!((found.driver.as_str(), found.detail.as_str()), ("redfish", "Redfish 1.2.0, Nobody"));
     let mute = serve(|_| ());
-    assert_eq!(probe::probe(here, mute, soon()), None);
+    assert_eq!(RedfishProbe { port: mute }.probe(here, soon()), None);
 }

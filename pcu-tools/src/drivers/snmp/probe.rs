@@ -1,23 +1,30 @@
 //! Whether a power unit of a known family answers SNMP at an address.
 
-use super::{BUILTIN, client::Client, credentials::Credentials, message::Version, object::ObjectId, outlet};
-use crate::{Deadline, Secret, drivers::DataFile};
+use std::net::{IpAddr, SocketAddr};
 
-/// Which driver the device at an address needs, and what it says that it is. None when nothing answers, or it is no power unit that
-/// we know.
-///
-/// The community, usually `public`, crosses the network in the clear, as does the answer.
-#[cfg_attr(not(test), expect(dead_code, reason = "discovery calls it"))]
-pub(in crate::drivers) fn probe(
-    address: &str,
-    port: u16,
-    community: &Secret,
-    deadline: Deadline,
-) -> Option<(String, String)> {
-    let credentials = Credentials::Community(Version::V2c, community.clone());
-    let mut client = Client::new(address, port, credentials).ok()?;
-    let (id, description) = outlet::identity(&mut client, deadline).ok()?;
-    Some((guess(&id?)?, description))
+use super::{BUILTIN, client::Client, credentials::Credentials, message::Version, object::ObjectId, outlet};
+use crate::{
+    Deadline, Secret,
+    discover::{Found, Probe},
+    drivers::DataFile,
+};
+
+/// Looks for power units of families that we know.
+#[derive(Debug, Clone)]
+pub struct SnmpProbe {
+    /// The UDP port; 161 everywhere but in tests.
+    pub port: u16,
+    /// The community, usually `public`: it crosses the network in the clear, as does the answer.
+    pub community: Secret,
+}
+
+impl Probe for SnmpProbe {
+    fn probe(&self, address: IpAddr, deadline: Deadline) -> Option<Found> {
+        let credentials = Credentials::Community(Version::V2c, self.community.clone());
+        let mut client = Client::new(&address.to_string(), self.port, credentials).ok()?;
+        let (id, detail) = outlet::identity(&mut client, deadline).ok()?;
+        Some(Found { address: SocketAddr::new(address, self.port), driver: guess(&id?)?, detail })
+    }
 }
 
 /// The name of the built-in driver for devices of this `sysObjectID`: the closest match.
@@ -56,7 +63,7 @@ mod tests {
     }
 
     /// Asks a device that says this of itself, and answers twice.
-    fn ask(id: &str) -> Option<(String, String)> {
+    fn ask(id: &str) -> Option<Found> {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -73,14 +80,16 @@ mod tests {
                 socket.send_to(&answer, from).unwrap();
             }
         });
-        let found = probe("127.0.0.1", port, &Secret::new("public".into()), Deadline::after(Duration::from_secs(5)));
+        let probe = SnmpProbe { port, community: Secret::new("public".into()) };
+        let found = probe.probe(std::net::Ipv4Addr::LOCALHOST.into(), Deadline::after(Duration::from_secs(5)));
         device.join().unwrap();
         found
     }
 
     #[test]
     fn a_unit_is_found() {
-        assert_eq!(ask("1.3.6.1.4.1.13742.6"), Some(("raritan-px2-snmp".into(), "a unit".into())));
+        let found = ask("1.3.6.1.4.1.13742.6").unwrap();
+        assert_eq!((found.driver.as_str(), found.detail.as_str()), ("raritan-px2-snmp", "a unit"));
         assert_eq!(ask("1.3.6.1.4.1.8072.3.2.10"), None);
     }
 }
