@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What is needed, by what needs it.
-const PACKAGES: [(&str, &[&str]); 7] = [
+const PACKAGES: [(&str, &[&str]); 8] = [
     (
         "building C programs",
         &[
@@ -41,8 +41,32 @@ const PACKAGES: [(&str, &[&str]); 7] = [
     ("logging in", &["openssh-client", "openssh-sftp-server", "git"]),
     ("making container images in tests", &["skopeo", "umoci"]),
     ("acting as a compromised boot server in tests", &["sqlite3"]),
-    ("switching power in tests", &["openipmi", "ipmitool", "libvirt-clients", "python3-venv"]),
+    ("switching power in tests", &["openipmi", "ipmitool", "libvirt-clients", "openssl", "python3-venv"]),
+    (
+        "serving as power units in tests",
+        &["busybox-static", "lighttpd", "lighttpd-mod-openssl", "openssh-server", "snmpd"],
+    ),
 ];
+/// Services of these packages, which tests start themselves: installing them is to leave nothing that listens.
+const SERVICES: [&str; 3] = ["lighttpd.service", "snmpd.service", "ssh.service"];
+/// Installs by apt's arguments, and has Debian's packages start nothing meanwhile, nor at the next boot.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh
+exit 101
+' > $policy && chmod 755 $policy
+    trap 'rm -f $policy' EXIT
+fi
+new=
+for service in $SERVICES; do
+    [ -e /lib/systemd/system/$service ] || new="$new $service"
+done
+apt-get "$@" || exit
+for service in $new; do
+    [ ! -e /lib/systemd/system/$service ] || ! command -v systemctl > /dev/null || systemctl --quiet disable $service
+done
+"#;
 
 /// Installs what is missing, or says how.
 ///
@@ -187,10 +211,11 @@ fn way() -> Option<bool> {
 fn install(apt: &Apt, step: &Install, sudo: bool) -> Result<()> {
     let names = step.packages.join(" ");
     ui::say("setup", &format!("installing {names}{}", if sudo { " with sudo" } else { "" }));
-    let mut command = apt.command("apt-get");
+    let mut command = Command::new(if sudo { "sudo" } else { "env" });
     if sudo {
-        command = Command::new("sudo");
-        command.args(["-n", "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(apt.options());
+        command.args(["-n", "env"]);
     }
-    command::attached(command.args(step.arguments(apt))).with_context(|| format!("installing {names}"))
+    command.arg("DEBIAN_FRONTEND=noninteractive").arg(format!("SERVICES={}", SERVICES.join(" ")));
+    command.args(["sh", "-c", INSTALL, "sh"]).args(apt.options()).args(step.arguments(apt));
+    command::attached(&mut command).with_context(|| format!("installing {names}"))
 }
