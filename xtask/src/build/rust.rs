@@ -27,8 +27,8 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages and binaries in the images.
 const IMAGE_PROGRAMS: [(&str, &str); 3] =
     [("orrery-init", "init"), ("orrery-bootstage", "orrery-stage"), ("orrery-nodeos", "orrery-nodeos")];
-/// Packages with [`VM_TESTS`], besides that of the node OS.
-const VM_TESTS_PACKAGES: [&str; 2] = ["orrery-sliver", "orrery-image-store"];
+/// Packages with [`VM_TESTS`].
+const VM_TESTS_PACKAGES: [&str; 3] = ["orrery-nodeos", "orrery-sliver", "orrery-image-store"];
 /// Static test programs for a VM, built with the others since they are made of the same crates.
 pub(crate) const VM_TESTS: [&str; 9] = [
     "store_vm",
@@ -104,21 +104,26 @@ pub(crate) fn images(workspace: &Workspace) -> Result<Entry> {
     store::get_or_build(workspace, "rust", &inputs, |folder| {
         let step = Step::start("rust", "compiling the programs of the images");
         let target = workspace.output().join("rust");
-        let mut cargo = cargo(workspace, &target)?;
-        cargo.args(["--profile", "image", "--target", TARGET]);
+        let log = fresh_log(workspace, "rust")?;
+        // Apart from the tests: features that only these need of a crate would be compiled into the images too.
+        let mut programs = cargo(workspace, &target)?;
         for (package, binary) in IMAGE_PROGRAMS {
-            cargo.args(["--package", package, "--bin", binary]);
+            programs.args(["--package", package, "--bin", binary]);
         }
-        VM_TESTS_PACKAGES.iter().for_each(|package| {
-            cargo.args(["--package", package]);
-        });
-        VM_TESTS.iter().for_each(|test| {
-            cargo.args(["--example", test]);
-        });
+        let mut tests = cargo(workspace, &target)?;
+        for package in VM_TESTS_PACKAGES {
+            tests.args(["--package", package]);
+        }
+        for test in VM_TESTS {
+            tests.args(["--example", test]);
+        }
         let maps = maps(workspace)?;
         let c_maps: Vec<_> = maps.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&maps).join("\u{1f}")).env("CFLAGS", c_maps.join(" "));
-        command::logged(&mut cargo, &fresh_log(workspace, "rust")?).context("compiling the programs of the images")?;
+        for mut cargo in [programs, tests] {
+            cargo.args(["--profile", "image", "--target", TARGET]);
+            cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&maps).join("\u{1f}")).env("CFLAGS", c_maps.join(" "));
+            command::logged(&mut cargo, &log).context("compiling the programs of the images")?;
+        }
         let built = target.join(TARGET).join("image");
         let programs = IMAGE_PROGRAMS.map(|(_, binary)| (built.join(binary), binary));
         let tests = VM_TESTS.map(|test| (built.join("examples").join(test), test));
