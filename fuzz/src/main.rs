@@ -11,6 +11,7 @@ use std::{env, sync::LazyLock};
 use libfuzzer_sys::fuzz_target;
 
 mod boot;
+mod ipmi;
 mod network;
 mod signed;
 mod storage;
@@ -19,7 +20,7 @@ mod storage;
 type Target = fn(&[u8]) -> bool;
 
 /// Every target by name; its seeds are in `corpus/<name>/`, and those that have to be good are named `good-…`.
-const TARGETS: [(&str, Target); 17] = [
+const TARGETS: [(&str, Target); 21] = [
     ("node-config", storage::node_config),
     ("config-area", storage::config_area),
     ("disk-probe", storage::disk_probe),
@@ -33,6 +34,10 @@ const TARGETS: [(&str, Target); 17] = [
     ("http-answer", network::http_answer),
     ("dns", network::dns),
     ("dhcp", network::dhcp),
+    ("ipmi-datagram", ipmi::datagram),
+    ("ipmi-login", ipmi::login),
+    ("ipmi-answer", ipmi::answer),
+    ("ipmi-serial", ipmi::serial),
     ("kernel-log", boot::kernel_log),
     ("events", boot::events),
     ("handover", boot::handover),

@@ -9,6 +9,7 @@
 
 pub mod action;
 mod deadline;
+pub mod discover;
 pub mod driver;
 mod drivers;
 pub mod engine;
@@ -17,6 +18,7 @@ pub mod fleet;
 mod inventory;
 mod method;
 mod secret;
+mod web;
 
 pub use action::{Action, BootDevice, Change, PowerState};
 pub use deadline::Deadline;
