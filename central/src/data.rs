@@ -261,6 +261,11 @@ impl DataFolder {
             Err(TryLockError::WouldBlock) => return Err(DataError::InUse(path.to_owned())),
             Err(TryLockError::Error(source)) => return Err(DataError::Io { path: lock_path, source }),
         }
+        // Folders made before there was remote power lack it.
+        let power = path.join("power");
+        if !power.exists() {
+            fs::create_dir(&power).map_err(failed(power.clone()))?;
+        }
         let incoming = path.join("artifacts/incoming");
         for entry in fs::read_dir(&incoming).map_err(failed(incoming.clone()))?.flatten() {
             fs::remove_file(entry.path()).map_err(failed(entry.path()))?;

@@ -15,18 +15,24 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use orrery_central_api::{PowerAttempt, PowerStateRead};
 use orrery_pcu::Registry;
 use serde_json::Value;
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 
 use perform::Devices;
 pub(crate) use runner::Runner;
 
 /// States that are read at once, because somebody waits.
 const QUESTIONS: usize = 16;
+/// How long somebody waits for one: clients give up after half a minute.
+const QUESTION: Duration = Duration::from_secs(25);
 
 /// What handlers and the runner share.
 #[derive(Debug, Clone)]
@@ -48,6 +54,8 @@ pub(crate) enum NoState {
     Failed(Vec<PowerAttempt>),
     /// Too many are asking.
     Busy,
+    /// No device has answered yet.
+    Slow,
 }
 
 impl Power {
@@ -92,11 +100,13 @@ impl Power {
         let Ok(permit) = self.questions.clone().try_acquire_owned() else { return Err(NoState::Busy) };
         let methods = methods::bind(&self.folder, methods).map_err(NoState::Methods)?;
         let devices = self.devices.clone();
+        // It goes on without whoever asked, as long as the device takes.
         let read = runner::apart(move || {
             let _permit = permit;
             devices.state(&methods)
         });
-        read.await.unwrap_or_else(|| Err(Vec::new())).map_err(NoState::Failed)
+        let read = timeout(QUESTION, read).await.map_err(|_| NoState::Slow)?;
+        read.unwrap_or_else(|| Err(Vec::new())).map_err(NoState::Failed)
     }
 }
 

@@ -183,6 +183,7 @@ pub(crate) async fn state(State(app): Shared, _: Operator, Path(id): Path<String
     app.power.state(&methods).await.map(Answer).map_err(|why| match why {
         NoState::Methods(message) => failed(message),
         NoState::Busy => failed("too many states are being read; try again".to_owned()),
+        NoState::Slow => failed(format!("no device of node {name} has answered yet: it is slow, or in use; try again")),
         NoState::Failed(attempts) => {
             let said = attempts.iter().filter_map(|attempt| attempt.failure.as_ref()).map(|f| f.message.as_str());
             let mut said: Vec<_> = said.collect();

@@ -171,7 +171,7 @@ pub(crate) fn set_calm_since(db: &Connection, since: u64) -> rusqlite::Result<()
 pub(crate) struct Holding {
     /// For people.
     pub(crate) why: String,
-    /// Whether that is an outage.
+    /// Whether that is an outage, or the time of listening after one.
     pub(crate) outage: bool,
 }
 

@@ -154,7 +154,7 @@ pub(crate) fn expire(db: &Connection, now: u64) -> rusqlite::Result<()> {
     db.prepare_cached(sql)?.execute([now]).map(|_| ())
 }
 
-/// What an earlier run of central left behind. Returns the power cycles that may have left their nodes without power.
+/// What an earlier run of central left behind. Returns what may have left nodes without the power that they were to have.
 pub(crate) fn interrupted(db: &Connection, now: u64) -> rusqlite::Result<Vec<PowerOperation>> {
     let sql =
         "UPDATE power_operations SET result = 'failed', finished = ?1, note = 'central was stopped before it began'
@@ -166,10 +166,11 @@ pub(crate) fn interrupted(db: &Connection, now: u64) -> rusqlite::Result<Vec<Pow
          WHERE result = 'running' RETURNING {COLUMNS}"
     );
     let running: Vec<_> = db.prepare(&sql)?.query_map([now], operation)?.collect::<rusqlite::Result<_>>()?;
-    Ok(running.into_iter().filter(|operation| operation.action == PowerAction::Cycle).collect())
+    let to_be_on = |action| matches!(action, PowerAction::Cycle | PowerAction::On);
+    Ok(running.into_iter().filter(|operation| to_be_on(operation.action)).collect())
 }
 
-/// Notes how the second half of an interrupted power cycle went.
+/// Notes how turning on after an interruption went.
 pub(crate) fn resumed(db: &Connection, id: u64, done: &Done) -> rusqlite::Result<()> {
     let how = match done.outcome {
         PowerOutcome::Failed => "; turning the power on again failed",

@@ -34,6 +34,7 @@ CREATE TABLE power_operations (
     note           TEXT
 ) STRICT;
 CREATE INDEX power_operations_by_node ON power_operations (node, id);
+CREATE INDEX power_operations_by_result ON power_operations (result);
 -- One at a time for each node.
 CREATE UNIQUE INDEX power_operations_under_way ON power_operations (node) WHERE result IN ('pending', 'running');
 CREATE INDEX power_operations_awaited ON power_operations (node) WHERE result IN ('unconfirmed', 'unknown');

@@ -15,7 +15,7 @@ use super::perform::Devices;
 const MOST: usize = 8;
 
 /// Keys of methods whose value is a path.
-const PATHS: [&str; 2] = ["ca", "record"];
+const PATHS: [&str; 3] = ["ca", "key", "record"];
 
 /// Checks the methods of a node as far as is possible without talking to a device.
 pub(super) fn check(devices: &Devices, folder: &Path, methods: &[Value]) -> Result<(), String> {
@@ -136,6 +136,7 @@ mod tests {
             json!({ "run": ["/bin/sh", "-c", "id"] }),
             json!({ "feeds": [{ "run": ["/bin/sh"] }] }),
             json!({ "record": "/etc/passwd" }),
+            json!({ "key": "/root/.ssh/id_ed25519" }),
             json!({ "uri": "qemu+ext:///system?command=/bin/id" }),
         ] {
             assert!(bound(refused.clone()).is_err(), "{refused}");

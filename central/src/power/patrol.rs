@@ -69,23 +69,20 @@ pub(super) fn patrol(
     db.commit()
 }
 
-/// Says once that central holds still because of an outage, and once that this is over.
+/// Says once that central holds still because of an outage, and once that this, and the time of listening after it, is over.
 fn hold(db: &Connection, unrest: Option<&Unrest>, now: u64) -> rusqlite::Result<()> {
-    let holding =
-        unrest.map(|unrest| Holding { why: unrest.to_string(), outage: !matches!(unrest, Unrest::Settling { .. }) });
     let before = power::holding(db)?;
-    if holding == before {
-        return Ok(());
-    }
-    let outage = |holding: &Option<Holding>| holding.as_ref().is_some_and(|holding| holding.outage);
+    let told = before.as_ref().is_some_and(|holding| holding.outage);
+    let holding = unrest
+        .map(|unrest| Holding { why: unrest.to_string(), outage: told || !matches!(unrest, Unrest::Settling { .. }) });
     match &holding {
-        Some(Holding { why, outage: true }) if !outage(&before) => {
+        Some(Holding { why, outage: true }) if !told => {
             power::note(db, None, "holding", &format!("{why}. Nothing is switched until it is over"), now)?;
         }
-        None if before.is_some() => power::note(db, None, "calm", "silent nodes are looked after again", now)?,
+        None if told => power::note(db, None, "calm", "the outage is over: silent nodes are looked after again", now)?,
         _ => {}
     }
-    power::set_holding(db, holding.as_ref())
+    if holding == before { Ok(()) } else { power::set_holding(db, holding.as_ref()) }
 }
 
 fn close(db: &Connection, node: &Watched, why: &str, now: u64) -> rusqlite::Result<()> {
@@ -274,6 +271,6 @@ mod tests {
         world.pass(30);
         assert_eq!(power_operations::list(&world.db, None, 9).unwrap(), []);
         let said: Vec<_> = world.events().into_iter().map(|(_, kind)| kind).collect();
-        assert_eq!(said, ["calm", "holding", "calm"]);
+        assert_eq!(said, ["holding", "calm"]);
     }
 }

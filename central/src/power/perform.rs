@@ -1,6 +1,6 @@
 //! Doing what is asked with devices, by `orrery-pcu`. Everything here may block for minutes.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use orrery_central_api::{PowerAction, PowerAttempt, PowerFailure, PowerOutcome, PowerStateRead, PowerTest};
 use orrery_pcu::{
@@ -11,15 +11,10 @@ use orrery_pcu::{
 use super::methods::word;
 use crate::db::power_operations::Done;
 
-/// A client waits half a minute for an answer.
-const STATE_DEADLINE: Duration = Duration::from_secs(20);
-
 /// The devices of all nodes.
 #[derive(Debug)]
 pub(super) struct Devices {
     control: Control,
-    /// For questions that somebody waits for.
-    quick: Control,
     resetting: HashSet<String>,
 }
 
@@ -27,9 +22,7 @@ impl Devices {
     pub(super) fn new(registry: Registry) -> Self {
         let resets = registry.iter().filter(|driver| driver.abilities().contains(&Ability::Reset));
         let resetting = resets.map(|driver| driver.name().to_owned()).collect();
-        let quick = Policy { deadline: STATE_DEADLINE, method: STATE_DEADLINE / 2, ..Policy::default() };
-        let quick = Control::new(registry.clone(), quick);
-        Self { quick, control: Control::new(registry, Policy::default()), resetting }
+        Self { control: Control::new(registry, Policy::default()), resetting }
     }
 
     /// Whether there is such a driver.
@@ -56,7 +49,7 @@ impl Devices {
 
     /// Asks whether there is power.
     pub(super) fn state(&self, methods: &[Method]) -> Result<PowerStateRead, Vec<PowerAttempt>> {
-        let ask = self.quick.ask(methods, Ability::Status, &|_| (), |session, deadline| session.state(deadline));
+        let ask = self.control.ask(methods, Ability::Status, &|_| (), |session, deadline| session.state(deadline));
         match (ask.value, ask.method) {
             (Some(state), Some(method)) => Ok(PowerStateRead { state: state.to_string(), method }),
             _ => Err(attempts(ask.attempts)),

@@ -45,7 +45,7 @@ pub(crate) struct Runner {
     power: Power,
     db: Database,
     guard: Guard,
-    /// Power cycles that an earlier run left in the middle.
+    /// What an earlier run left in the middle, of nodes that are to have power in the end.
     interrupted: Vec<PowerOperation>,
     operations: JoinSet<()>,
     tests: JoinSet<String>,
@@ -115,14 +115,14 @@ impl Runner {
         }
     }
 
-    /// Ends the power cycles that an earlier run had begun: they may have left their nodes without power.
+    /// Ends what an earlier run had begun: it may have left nodes without power.
     fn take_over(&mut self) {
         for operation in std::mem::take(&mut self.interrupted) {
-            tracing::warn!(node = operation.node, id = operation.id, "a power cycle was interrupted: turning on");
+            tracing::warn!(node = operation.node, id = operation.id, "an operation was interrupted: turning on");
             let (db, power) = (self.db.clone(), self.power.clone());
             self.operations.spawn(async move {
                 if let Err(error) = resume(&db, &power, &operation).await {
-                    tracing::error!(%error, node = operation.node, "ending an interrupted power cycle failed");
+                    tracing::error!(%error, node = operation.node, "ending an interrupted operation failed");
                 }
             });
         }
@@ -202,7 +202,7 @@ async fn operate(db: &Database, power: &Power, operation: &PowerOperation, metho
     db.run(move |db| operations::finish(db, id, &done, now())).await
 }
 
-/// The second half of a power cycle that was interrupted, unless somebody has asked for something else since.
+/// Turns on what an interrupted operation may have left off, unless somebody has asked for something else since.
 async fn resume(db: &Database, power: &Power, operation: &PowerOperation) -> rusqlite::Result<()> {
     let (id, node) = (operation.id, operation.node.clone());
     let methods = db.run(move |db| -> rusqlite::Result<_> {

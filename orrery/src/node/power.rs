@@ -12,6 +12,7 @@ use orrery_central_api::{
     NewPowerOperation, NodePower, PowerAction, PowerContacts, PowerHold, PowerMethods, PowerOperation, PowerOutcome,
     PowerResult, PowerStateRead,
 };
+use orrery_transport::TransportError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::Method;
@@ -240,10 +241,20 @@ fn progress(operation: &PowerOperation) -> String {
 /// `orrery node power-status`.
 pub(crate) fn status(context: &Context, ids: &[String]) -> Result<()> {
     let client = context.client()?;
-    for id in ids {
-        let read: PowerStateRead = client.get(&format!("/v1/nodes/{}/power/state", segment(id)?))?;
-        let value = json!({ "node": id, "state": read.state, "method": read.method });
-        context.print(&value, |_| clean(&format!("{id}: {} ({})", read.state, read.method)))?;
+    let paths: Vec<_> =
+        ids.iter().map(|id| Ok(format!("/v1/nodes/{}/power/state", segment(id)?))).collect::<Result<_>>()?;
+    let mut failed = Vec::new();
+    for (id, path) in ids.iter().zip(paths) {
+        match client.get::<PowerStateRead>(&path) {
+            Ok(PowerStateRead { state, method }) => {
+                let value = json!({ "node": id, "state": state, "method": method });
+                context.print(&value, |_| clean(&format!("{id}: {state} ({method})")))?;
+            }
+            // The others are asked all the same.
+            Err(TransportError::Refused { message, .. }) if ids.len() > 1 => failed.push(message),
+            Err(error) => return Err(error.into()),
+        }
     }
+    ensure!(failed.is_empty(), "{}", clean(&failed.join("; ")));
     Ok(())
 }

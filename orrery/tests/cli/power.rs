@@ -65,6 +65,9 @@ fn a_node_is_switched_and_it_is_said_who_could_not_be() {
     assert_eq!(ok("node power show n1")["tech"], "tech@site-a");
     assert_eq!(ok("node power-status n1")["state"], "on");
 
+    let both = run(folder, &format!("node power-status n2 n1 --central {url}"));
+    assert_eq!((both.status.code(), both.stdout.starts_with(b"n1: on")), (Some(1), true));
+
     // Waits for the node, and for nothing else.
     let mut line = command(folder, &format!("node power-cycle n1 --wait --json --central {url}"));
     let waiting = line.args(["--reason", "hangs since noon"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
