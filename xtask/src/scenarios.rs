@@ -17,6 +17,7 @@ mod machinery;
 mod outage;
 mod overcommit;
 mod packages;
+mod power;
 mod reports;
 mod reproducible;
 mod rest;
@@ -189,6 +190,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::full("several-servers", outage::several_servers),
     Scenario::full("group-threshold", trust::group_threshold),
     Scenario::full("node-logs", reports::logs),
+    Scenario::full("hung-node", power::hung_node),
 ];
 
 /// What a scenario works with.

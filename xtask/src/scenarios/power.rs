@@ -1,8 +1,8 @@
-//! A node that hangs at a far-away site: found dead, power-cycled through its management controller, and back.
+//! A node that hangs at a far-away site: found dead, reset through its management controller, and back.
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -12,22 +12,27 @@ use anyhow::{Context, Result, ensure};
 use orrery_qemu::Vm;
 use serde_json::Value;
 
-use super::{BOOTED, Bench, EARLY, INSTALLED};
+use super::{BOOTED, Bench, EARLY, INSTALLED, installed};
 use crate::lab::{Lab, Node, NodeOptions, RootShell};
 
 const USER: &str = "central";
 const PASSWORD: &str = "far-away";
-/// Stops everything that runs on the node at once, the shell that says so last.
-const HANG: &str = "mkdir /sys/fs/cgroup/ice; for p in /proc/[0-9]*; do echo ${p#/proc/} > /sys/fs/cgroup/ice/cgroup.procs; done 2>/dev/null; \
+/// From a node's last word to its reset: silence, central's next round, and what the controller takes.
+const FOUND_DEAD: Duration = Duration::from_secs(600);
+/// Shorter than an operator may make them, so that nobody waits half an hour: seconds of silence, and of calm before.
+const HASTE: &str =
+    "UPDATE power_settings SET value = json_set(value, '$.silent_after', 240, '$.settle', 60) WHERE name = 'policy'";
+/// Stops whatever runs on the node, at once, and this shell with it.
+const HANG: &str = "mkdir /sys/fs/cgroup/ice; for p in $(ls /proc | grep '^[0-9]'); do echo $p > /sys/fs/cgroup/ice/cgroup.procs; done; \
                     echo 1 > /sys/fs/cgroup/ice/cgroup.freeze";
 
-/// openipmi's simulator, whose chassis control switches a machine of QEMU's through its monitor. Ended with the scenario.
+/// openipmi's simulator of a management controller, whose chassis is a machine of QEMU's. Ended with the scenario.
 struct Controller {
     process: Child,
     port: u16,
 }
 
-/// Central finds the node dead and climbs its ladder by itself.
+/// Of two nodes one hangs. Central resets it by itself, since the other one is heard, and knows that it came back.
 pub(super) fn hung_node(bench: &Bench<'_>) -> Result<()> {
     let lab = bench.lab()?;
     let sockets = tempfile::tempdir().context("making a folder for a socket")?;
@@ -38,47 +43,89 @@ pub(super) fn hung_node(bench: &Bench<'_>) -> Result<()> {
     let mut vm = spec.start()?;
     vm.expect("stage install ok", INSTALLED)?;
     node.expect_ready(&mut vm, INSTALLED)?;
+    let (_neighbour, _neighbours_vm) = installed(&lab, "n2", NodeOptions::default())?;
 
     let controller = Controller::start(bench, &monitor)?;
-    describe(&lab, &node, &controller)?;
-    tell_apart(&lab)?;
+    describe(&lab, &controller)?;
+    lab.orrery(["power", "policy", "set", "--ladder", "on"], [] as [&Path; 0])?;
+    lab.central.sql(HASTE)?;
     hang(&node, &mut vm)?;
 
-    vm.expect(["orrery[boot] +", "started, boot"], INSTALLED).context("waiting for central to reset the node")?;
+    vm.expect(["orrery[boot] +", "started, boot"], FOUND_DEAD).context("waiting for central to reset the node")?;
     node.expect_ready(&mut vm, BOOTED)?;
     node.wait_for(EARLY, "operation that the node's call home confirms", || {
-        let operations = operations(&lab)?;
-        Ok(operations.iter().any(|operation| operation["result"] == "confirmed"))
+        Ok(operations(&lab)?.iter().all(|operation| operation["result"] == "confirmed"))
     })?;
     let operations = operations(&lab)?;
-    ensure!(operations.len() == 1, "central did more than it had to: {operations:?}");
-    ensure!(operations[0]["action"] == "reset" && operations[0]["who"] == "central (ladder)", "{operations:?}");
+    ensure!(operations.len() == 1, "central did not do one thing: {operations:?}");
+    let what = ["node", "action", "who", "outcome"].map(|key| operations[0][key].as_str().unwrap_or_default());
+    ensure!(what == ["n1", "reset", "central (ladder)", "accepted"], "{operations:?}");
     Ok(())
 }
 
+/// Tells central how the node's power is switched, and has it tested.
+fn describe(lab: &Lab, controller: &Controller) -> Result<()> {
+    let secret = lab.central.data().join("power/n1.secret");
+    let mut file = fs::File::options();
+    let mut file =
+        file.write(true).create(true).truncate(true).mode(0o600).open(&secret).context("making the secret")?;
+    std::io::Write::write_all(&mut file, PASSWORD.as_bytes()).context("writing the secret")?;
+    let methods = lab.folder.join("n1-power.toml");
+    let address = format!("127.0.0.1:{}", controller.port);
+    let method =
+        format!("driver = \"ipmi\", address = \"{address}\", user = \"{USER}\", password = {{ file = \"n1.secret\" }}");
+    fs::write(&methods, format!("methods = [{{ {method} }}]\n")).context("writing the node's methods")?;
+    lab.orrery(["node", "power", "set", "n1", "--file"], [&methods])?;
+    lab.orrery(["power", "test", "n1"], [] as [&Path; 0]).map(drop)
+}
+
+/// Makes the node hang.
+fn hang(node: &Node, vm: &mut Vm) -> Result<()> {
+    let mut shell = RootShell::open(node, vm)?;
+    shell.vm().send(&format!("{HANG}\n")).context("typing on the console")
+}
+
+/// What central did with power.
+fn operations(lab: &Lab) -> Result<Vec<Value>> {
+    let log = lab.orrery(["node", "power", "log"], [] as [&Path; 0])?;
+    log.as_array().cloned().context("`orrery node power log` printed no list")
+}
+
 impl Controller {
+    /// Starts one for the machine whose monitor is at `monitor`.
     fn start(bench: &Bench<'_>, monitor: &Path) -> Result<Self> {
         let folder = bench.folder.join("bmc");
         let state = folder.join("state");
         fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
-        let inventory = folder.join("pcu.toml");
-        let method = format!("{{ driver = \"qmp\", address = \"unix:{}\" }}", monitor.display());
-        fs::write(&inventory, format!("[nodes.vm]\nmethods = [{method}]\n")).context("writing an inventory")?;
-        let program = folder.join("chassis");
+        let write = |name: &str, text: &str| -> Result<PathBuf> {
+            let path = folder.join(name);
+            fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+            Ok(path)
+        };
+        let method = format!("driver = \"qmp\", address = \"unix:{}\"", monitor.display());
+        let inventory = write("pcu.toml", &format!("[nodes.vm]\nmethods = [{{ {method} }}]\n"))?;
         let pcu = format!("{} --inventory {}", bench.images.tools.join("pcu").display(), inventory.display());
-        fs::write(&program, chassis(&pcu)).context("writing the chassis control")?;
+        let program = write("chassis", &chassis(&pcu))?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).context("making it executable")?;
-
         let port = orrery_qemu::free_port().context("finding a free port")?;
-        let (configuration, commands) = (folder.join("lan.conf"), folder.join("commands"));
-        fs::write(&configuration, lan(port, &program)).context("writing the simulator's configuration")?;
-        fs::write(&commands, "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n")
-            .context("writing the simulator's commands")?;
+        let configuration = write("lan.conf", &lan(port, &program))?;
+        let commands = write(
+            "commands",
+            "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n",
+        )?;
         let log = fs::File::create(folder.join("ipmi_sim.log")).context("making the simulator's log")?;
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "ipmi_sim", "-n", "-c"]).arg(&configuration).arg("-f").arg(&commands);
-        command.arg("-s").arg(&state).stdin(Stdio::null()).stdout(log.try_clone().context("sharing a log")?).stderr(log);
-        let process = command.spawn().context("starting ipmi_sim; run `cargo xtask setup`")?;
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "ipmi_sim", "-n", "-c"])
+            .arg(&configuration)
+            .arg("-f")
+            .arg(&commands)
+            .arg("-s")
+            .arg(&state)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("sharing a log")?)
+            .stderr(log)
+            .spawn()
+            .context("starting ipmi_sim; run `cargo xtask setup`")?;
         Ok(Self { process, port })
     }
 }
@@ -91,11 +138,21 @@ impl Drop for Controller {
     }
 }
 
-/// What the simulator runs: a machine of QEMU's in place of a chassis.
+/// What the simulator runs, with the controller's address, `get` or `set`, what, and the value: a machine of QEMU's in place of a chassis.
 fn chassis(pcu: &str) -> String {
     format!(
         "#!/bin/sh\nset -e\ncase \"$2 $3 $4\" in\n\
-         'get power '*) case $({pcu} status vm) in 'vm: on') echo power:1 ;; *) echo power:0 ;; esac ;;\n\
-         'set power 1') {pcu} on vm ;;\n'set power 0') {pcu} off vm ;;\n'set reset '*) {pcu} reset vm ;;\nesac >&2\n"
+         'get power '*) case \"$({pcu} status vm)\" in 'vm: on') echo power:1 ;; *) echo power:0 ;; esac ;;\n\
+         'set power 1'*) {pcu} on vm >&2 ;;\n'set power 0'*) {pcu} off vm >&2 ;;\n'set reset '*) {pcu} reset vm >&2 ;;\nesac\n"
+    )
+}
+
+fn lan(port: u16, program: &Path) -> String {
+    format!(
+        "name \"n1\"\nset_working_mc 0x20\n  startlan 1\n    addr 127.0.0.1 {port}\n    priv_limit admin\n    \
+         allowed_auths_operator none md2 md5 straight\n    allowed_auths_admin none md2 md5 straight\n    \
+         guid a123456789abcdefa123456789abcdef\n  endlan\n  chassis_control \"{} 0x20\"\n  \
+         user 2 true \"{USER}\" \"{PASSWORD}\" admin 10 none md2 md5 straight\n",
+        program.display()
     )
 }
