@@ -520,12 +520,12 @@ impl Slivers {
         self.begin(login, |first, leaf| enter::begin_socket(login, first, leaf, wish))?.finish_socket()
     }
 
-    /// Lets a helper join a sliver's new session. How long the rest takes is up to the sliver, which then must not hold up its
+    /// Has a sliver's new session made. How long the rest takes is up to the sliver, which then must not hold up its
     /// own end: the lock is not held any more.
     fn begin(
         &self,
         login: &str,
-        helper: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
+        session: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
     ) -> Result<Entering, SliverError> {
         // One lock for starting and entering, so that nobody stops it in between.
         let patience = Instant::now() + COPYING;
@@ -551,6 +551,6 @@ impl Slivers {
                 result => break result?,
             }
         };
-        helper(first, leaf)
+        session(first, leaf)
     }
 }
