@@ -1,6 +1,6 @@
 //! Processes and namespaces for helpers that run on one thread: fork, unshare, an idmapped mount, and what becomes of
 //! children that end.
-#![allow(unsafe_code)] // fork, unshare, mount_setattr and signal have no safe wrapper.
+#![allow(unsafe_code)] // fork, clone, unshare, mount_setattr and signal have no safe wrapper.
 
 use std::{
     io, mem,
@@ -38,6 +38,28 @@ pub fn fork() -> io::Result<Fork> {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
         pid => Pid::from_raw(pid).map(Fork::Parent).ok_or_else(|| io::Error::other("fork returned a negative PID")),
+    }
+}
+
+/// Forks a process that has only one thread into new namespaces of these kinds. If a user namespace is among them, it belongs to
+/// this process's effective identity, and the others to it.
+///
+/// # Errors
+/// When there are more threads, or the kernel refuses.
+pub fn fork_into(kinds: UnshareFlags) -> io::Result<Fork> {
+    require_one_thread()?;
+    let flags = u64::from(kinds.bits()) | libc::SIGCHLD as u64;
+    // SAFETY: with no flag that shares memory, and no stack given, the child goes on here with a copy of all, as after fork(2), and no
+    // other thread exists that could hold a lock. The C library does not learn of it, and so has a wrong number of the child's
+    // thread; it uses that for locks between threads only.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .map(Fork::Parent)
+            .ok_or_else(|| io::Error::other("clone returned no PID")),
     }
 }
 
@@ -125,6 +147,7 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let waiting = std::thread::spawn(move || receiver.recv());
         assert!(fork().is_err());
+        assert!(fork_into(UnshareFlags::NEWUSER).is_err());
         assert!(unshare(UnshareFlags::NEWNS).is_err());
         drop(sender);
         assert!(waiting.join().expect("joining the thread").is_err());
