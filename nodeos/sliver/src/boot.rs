@@ -20,7 +20,7 @@ use std::{
 use orrery_protocol::{Admin, Extras};
 use orrery_sys::namespace::{self, Fork, fork, unshare};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     },
@@ -85,9 +85,8 @@ const NESTED_NAMESPACES: &str = "256";
 /// Devices of every sliver.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
-/// What is covered in /proc: files by /dev/null, directories by an empty one. Permissions guard most of it already: its owner,
-/// the node's root, is nobody inside.
-pub(crate) const MASKED: &[&str] = &[
+/// Files that are covered in /proc by /dev/null. Permissions guard most of it already: its owner, the node's root, is nobody inside.
+const MASKED_FILES: &[&str] = &[
     // The kernel's memory, addresses and log.
     "kcore",
     "kallsyms",
@@ -100,22 +99,21 @@ pub(crate) const MASKED: &[&str] = &[
     "kpagecgroup",
     // What makes it act.
     "sysrq-trigger",
+    // The hardware.
+    "iomem",
+    "ioports",
+    "mtrr",
     // Keys and timers of everybody; interrupts, which tell when somebody types.
     "keys",
     "key-users",
     "timer_list",
     "interrupts",
+];
+
+/// Directories that are covered there by an empty one.
+const MASKED_DIRECTORIES: &[&str] = &[
     // The hardware.
-    "iomem",
-    "ioports",
-    "mtrr",
-    "acpi",
-    "asound",
-    "bus",
-    "driver",
-    "irq",
-    "scsi",
-    // The node's disks.
+    "acpi", "asound", "bus", "driver", "irq", "scsi", // The node's disks.
     "fs",
 ];
 
@@ -369,9 +367,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     root.mount("sys", &temporary("555", "4k", small | noexec | MountAttrFlags::MOUNT_ATTR_RDONLY)?)?;
     root.mount("proc", &proc)?;
     root.freeze("proc/sys")?;
-    for name in MASKED {
-        root.mask(&format!("proc/{name}"))?;
-    }
+    root.mask("proc")?;
     // After the masks, which are copies of an empty /sys.
     if let Some(nested) = nested {
         nested.attach(&root, [temporary("500", "4k", small | noexec)?, temporary("555", "4k", small | noexec)?])?;
@@ -491,6 +487,12 @@ fn take_root(root: &OwnedFd) -> Result<(), Failed> {
     rustix::process::chroot(".").doing("changing the root")
 }
 
+/// A copy of the mount that was opened there, or of a file of it, not attached anywhere.
+fn copy(source: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(rustix::mount::open_tree(source, "", flags)?)
+}
+
 /// The sliver's root from within. Nothing follows symbolic links.
 pub(crate) struct Inside {
     directory: OwnedFd,
@@ -541,9 +543,7 @@ impl Inside {
 
     /// A copy of what is mounted where `path` is, or of a file there, not attached anywhere.
     fn copy(&self, path: &str) -> io::Result<OwnedFd> {
-        let source = self.resolve(path, OFlags::PATH)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        Ok(rustix::mount::open_tree(&source, "", flags)?)
+        copy(&self.resolve(path, OFlags::PATH)?)
     }
 
     /// Covers a directory with itself, read-only.
@@ -555,16 +555,24 @@ impl Inside {
         self.attach(&target, &copy).doing(doing())
     }
 
-    /// Covers a file with `/dev/null` or a directory with `/sys`, which is empty, if there is any.
+    /// Covers what is masked in the /proc that is mounted at `path`, as far as this kernel has it: files with `/dev/null`, directories
+    /// with `/sys`, which is empty.
     pub(crate) fn mask(&self, path: &str) -> Result<(), Failed> {
-        let doing = || format!("masking /{path}");
-        let target = match self.resolve(path, OFlags::PATH) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => result.doing(doing())?,
-        };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&target).doing(doing())?.st_mode);
-        let cover = self.copy(if kind.is_dir() { "sys" } else { "dev/null" }).doing(doing())?;
-        self.attach(&target, &cover).doing(doing())
+        let masking = || format!("masking parts of /{path}");
+        let proc = self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).doing(masking())?;
+        for (names, with) in [(MASKED_FILES, "dev/null"), (MASKED_DIRECTORIES, "sys")] {
+            let source = self.resolve(with, OFlags::PATH).doing(masking())?;
+            // To drop one that was not attached takes the kernel longer than all of this.
+            let mut spare = None;
+            for name in names {
+                let cover = spare.take().map_or_else(|| copy(&source), Ok).doing(masking())?;
+                match rustix::mount::move_mount(&cover, "", &proc, *name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+                    Err(rustix::io::Errno::NOENT) => spare = Some(cover),
+                    result => result.doing(format!("masking /{path}/{name}"))?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Replaces a small file, unless it has that content or the directory is not one any more.
