@@ -23,7 +23,7 @@ pub(crate) struct RunFiles<'a> {
 pub(crate) fn arguments(spec: &VmSpec, acceleration: Acceleration, files: &RunFiles<'_>) -> Vec<String> {
     let mut line = Line(Vec::new());
     line.words("-nodefaults -no-user-config -display none -vga std -S -machine q35");
-    line.0.extend(acceleration.arguments(spec.processors).map(String::from));
+    line.0.extend(acceleration.arguments(spec.processors).iter().copied().map(String::from));
     line.pair("-m", spec.memory_mib).pair("-smp", spec.cpus).pair("-name", &spec.name);
     // Both are connected to sockets we listen on already, so that not a byte is lost.
     line.pair("-chardev", format!("socket,id=qmp,path={}", value(files.qmp))).words("-mon chardev=qmp,mode=control");

@@ -34,6 +34,9 @@ pub(super) struct Slivers {
     /// Three rounds and 200 slivers: shows that everything works, in a minute or two
     #[arg(long)]
     quick: bool,
+    /// Count instructions, each as 2 ns, instead of measuring time, which other programs on this machine take part of
+    #[arg(long)]
+    count_instructions: bool,
     /// Measure only this part; may be given several times
     #[arg(long, value_name = "PART", value_parser = ["starts", "logins", "caps", "numbers"])]
     only: Vec<String>,
@@ -59,7 +62,8 @@ pub(super) fn run(workspace: &Workspace, images: &Images, options: &Slivers, run
     let step = ui::Step::start("bench", &format!("{rounds} rounds, {many} slivers"));
     let archives = [images.folder.join(reference_image::ARCHIVE), peers.folder.join(peers::ARCHIVE)];
     let arguments = format!("{rounds} {many} {}", options.only.join(" "));
-    let mut vm = machine(images, &folder, archives, &arguments)?.start()?;
+    let processors = if options.count_instructions { Processors::Counted } else { Processors::AtOnce };
+    let mut vm = machine(images, &folder, archives, &arguments)?.processors(processors).start()?;
     let end = vm.expect("SLIVER-VM ", DEADLINE)?;
     ensure!(end.line.contains("SLIVER-VM ok"), "{}; its console is {}", end.line, vm.keep_evidence().display());
     let lines = vm.console().lines();
@@ -103,7 +107,6 @@ fn machine(images: &Images, folder: &Path, archives: [PathBuf; 2], arguments: &s
     Ok(Vm::builder("bench-slivers")
         .boot(medium)
         .memory_mib(MEMORY_MIB)
-        .processors(Processors::AtOnce)
         .disk(Disk::new(&disk, DiskBus::VirtioBlk))
         .no_network()
         .deadline(DEADLINE)
