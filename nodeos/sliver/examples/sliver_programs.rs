@@ -300,7 +300,7 @@ fn once(bench: &Bench) -> Result<()> {
     let memory = fs::read_to_string(format!("/sys/fs/cgroup/slivers/{LOGIN}/keepers/memory.current"))?;
     println!("    a keeper: {} bytes of memory", memory.trim());
     let service = bench.inhabitants("service");
-    ensure!(bench.inhabitants("keepers") == 1 && service == 3, "{service} are not a helper, its session and a service");
+    ensure!(bench.inhabitants("keepers") == 1 && service == 2, "{service} are not a session and a service");
     bench.stop()?;
     keepers.iter_mut().try_for_each(|keeper| keeper.wait().map(drop))?;
     Ok(())

@@ -24,7 +24,7 @@ use orrery_sys::{
 use rustix::{
     fs::{Mode, OFlags},
     net::{AddressFamily, SendFlags, SocketFlags, SocketType},
-    process::PidfdGetfdFlags,
+    process::{Pid, PidfdFlags, PidfdGetfdFlags},
 };
 
 use crate::{
@@ -70,6 +70,12 @@ pub(crate) fn serve() -> io::Result<Infallible> {
             Err(text) => send(&connection, text.as_bytes(), &[], SendFlags::DONTWAIT),
         };
     }
+}
+
+/// Whether there is a door to knock at. A first process that is about to end has none any more, while the mounts go with it.
+pub(crate) fn listens(first: Pid) -> bool {
+    let opened = rustix::process::pidfd_open(first, PidfdFlags::empty());
+    opened.and_then(|first| rustix::process::pidfd_getfd(first, KNOCKER, PidfdGetfdFlags::empty())).is_ok()
 }
 
 /// Has the first process fork a session into the control group of this `cgroup.procs`, opened by somebody who may move processes

@@ -22,6 +22,7 @@ use crate::{
     cgroup::{Activity, ControlGroup, SESSION},
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
+    first,
     leftovers::directories,
     record::Record,
     remove::remove_tree,
@@ -364,11 +365,11 @@ impl Slivers {
             return Err(SliverError::HeldStill { slice: record.spec.slice });
         }
         let group = self.group(login);
-        if group.first_process().is_some() {
+        if group.first_process().is_some_and(first::listens) {
             // What held it still may have been killed, and who comes in would stand still at the door with the lock.
             return group.freeze(false);
         }
-        // A session may have outlived the first process in its last moments.
+        // A session may have outlived the first process, and this one whoever was killed while stopping the sliver.
         group.kill()?;
         self.limit_group(&record)?;
         let directory = self.directory(login);
