@@ -7,7 +7,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use rustix::{process::Pid, thread::UnshareFlags};
+use rustix::{
+    process::{Pid, WaitOptions},
+    thread::UnshareFlags,
+};
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -61,6 +64,38 @@ pub fn fork_into(kinds: UnshareFlags) -> io::Result<Fork> {
             .map(Fork::Parent)
             .ok_or_else(|| io::Error::other("clone returned no PID")),
     }
+}
+
+/// Runs `work` in a child that shares this process's memory and descriptors, and waits for it: what differs are its namespaces. They
+/// are those that children of this process are to have, and `work` may join others.
+///
+/// # Errors
+/// When there is more than one thread, or the kernel refuses.
+pub fn in_child<T, Work: FnOnce() -> T>(work: Work) -> io::Result<T> {
+    /// What goes in, and what comes out.
+    type Job<T, Work> = (Option<Work>, Option<T>);
+    extern "C" fn run<T, Work: FnOnce() -> T>(job: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the pointer is that which is given to clone below, whose caller does not touch the job before this has ended.
+        let (work, result) = unsafe { &mut *job.cast::<Job<T, Work>>() };
+        *result = work.take().map(|work| work());
+        0
+    }
+    const STACK: usize = 256 << 10;
+
+    require_one_thread()?;
+    let mut job: Job<T, Work> = (Some(work), None);
+    // Of a type that is aligned as a stack has to be.
+    let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: the child has a stack of its own, which outlives it, as does the job: CLONE_VFORK holds the only thread there is until
+    // the child has ended, so that it is alone with what they share. A panic ends both, since `run` cannot be unwound out of.
+    let child = unsafe { libc::clone(run::<T, Work>, top.cast(), flags, (&raw mut job).cast()) };
+    if child == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::io::retry_on_intr(|| rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty()))?;
+    job.1.ok_or_else(|| io::Error::other("the child ended before its work"))
 }
 
 /// Leaves namespaces for new ones, in a process that has only one thread.
@@ -148,6 +183,7 @@ mod tests {
         let waiting = std::thread::spawn(move || receiver.recv());
         assert!(fork().is_err());
         assert!(fork_into(UnshareFlags::NEWUSER).is_err());
+        assert!(in_child(|| ()).is_err());
         assert!(unshare(UnshareFlags::NEWNS).is_err());
         drop(sender);
         assert!(waiting.join().expect("joining the thread").is_err());

@@ -18,13 +18,13 @@ use std::{
 };
 
 use orrery_protocol::{Admin, Extras};
-use orrery_sys::namespace::{self, Fork, fork, unshare};
+use orrery_sys::namespace::{self, Fork, unshare};
 use rustix::{
     fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     },
-    process::{Pid, PidfdFlags, Resource, Rlimit, WaitOptions},
+    process::{Pid, PidfdFlags, Resource, Rlimit},
     thread::{ThreadNameSpaceType, UnshareFlags},
 };
 use serde::{Deserialize, Serialize};
@@ -323,8 +323,8 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         ],
         MountAttrFlags::MOUNT_ATTR_NODEV,
     )?;
-    let proc = mount_inside("proc", &order.scratch, waiting.pid)?;
-    let nested = order.extras.nesting.then(|| ForContainers::make(&order.scratch, waiting.pid)).transpose()?;
+    let proc = mount_inside("proc", waiting.pid)?;
+    let nested = order.extras.nesting.then(|| ForContainers::make(waiting.pid)).transpose()?;
     let views = Views::take(&order.admin, waiting.user_name_space.as_fd())?;
     take_root(&overlay)?;
 
@@ -401,40 +401,19 @@ pub(crate) fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttr
 }
 
 /// A file system that shows the namespaces of whoever mounts it, which is therefore a child in the sliver's. It is not attached
-/// anywhere but in the helper's namespace.
-fn mount_inside(kind: &str, scratch: &Path, first: Pid) -> Result<OwnedFd, Failed> {
-    let point = scratch.join(kind);
-    fs::create_dir_all(&point).doing(format!("making {}", point.display()))?;
+/// anywhere.
+fn mount_inside(kind: &str, first: Pid) -> Result<OwnedFd, Failed> {
     let first = rustix::process::pidfd_open(first, PidfdFlags::empty()).doing("opening the first process")?;
     rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .doing("joining the PID namespace")?;
-    match fork().doing("forking")? {
-        Fork::Parent(child) => {
-            let doing = || format!("mounting {kind} inside");
-            let status = rustix::process::waitpid(Some(child), WaitOptions::empty()).doing(doing())?;
-            if status.is_none_or(|(_, status)| status.exit_status() != Some(0)) {
-                return Err(Failed { doing: doing(), source: io::Error::other("see above") });
-            }
-            clone_tree(&point.to_string_lossy())
-        }
-        Fork::Child => {
-            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-            let name_space = ThreadNameSpaceType::CONTROL_GROUP;
-            let mounted = rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_space)
-                .doing("joining the control group namespace")
-                .and_then(|()| file_system(kind, &[], flags))
-                .and_then(|mount| {
-                    rustix::mount::move_mount(&mount, "", CWD, &point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                        .doing(format!("mounting on {}", point.display()))
-                });
-            if let Err(error) = &mounted {
-                eprintln!("{error}");
-            }
-            std::process::exit(i32::from(mounted.is_err()))
-        }
-    }
+    let mount = || {
+        rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::CONTROL_GROUP)
+            .doing("joining the control group namespace")?;
+        let flags =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        file_system(kind, &[], flags)
+    };
+    namespace::in_child(mount).doing(format!("mounting {kind} inside"))?
 }
 
 /// What programs that make containers look for.
@@ -447,9 +426,9 @@ struct ForContainers {
 }
 
 impl ForContainers {
-    fn make(scratch: &Path, first: Pid) -> Result<Self, Failed> {
-        let bare_proc = mount_inside("proc", scratch, first)?;
-        let control_group = mount_inside("cgroup2", scratch, first)?;
+    fn make(first: Pid) -> Result<Self, Failed> {
+        let bare_proc = mount_inside("proc", first)?;
+        let control_group = mount_inside("cgroup2", first)?;
         namespace::make_read_only(control_group.as_fd()).doing("making control groups read-only")?;
         Ok(Self { bare_proc, control_group })
     }
