@@ -4,7 +4,7 @@
 //! are always allowed, and later for every other call that a sliver makes. A program that looks at one call after the other, and
 //! another for each answer, took a fifth of a sliver's start.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ptr};
 
 use libc::{c_long, sock_filter};
 
@@ -56,7 +56,17 @@ pub(super) fn program(nesting: bool, brokered: bool) -> Vec<sock_filter> {
             calls.entry(*number).or_default().push(row);
         }
     }
-    let calls: Vec<_> = calls.into_iter().map(|(number, rows)| (number as u32, judge(&rows))).collect();
+    let mut ranges: Vec<Range<'_>> = vec![(0, Vec::new())];
+    for (number, rows) in calls {
+        let number = number as u32;
+        ranges.pop_if(|(first, _)| *first == number);
+        if !ranges.last().is_some_and(|(_, last)| {
+            last.iter().copied().map(ptr::from_ref).eq(rows.iter().copied().map(ptr::from_ref))
+        }) {
+            ranges.push((number, rows));
+        }
+        ranges.push((number + 1, Vec::new()));
+    }
     let mut program = vec![
         load(ARCHITECTURE),
         is(X86_64, 1, 0),
@@ -65,33 +75,37 @@ pub(super) fn program(nesting: bool, brokered: bool) -> Vec<sock_filter> {
         instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, LAST_REVIEWED as u32),
         answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ];
-    program.extend(find(&calls));
+    program.extend(find(&ranges));
     program
 }
 
-/// Finds the call whose number was loaded among these, in ascending order, and goes on with what judges it. Others are allowed.
-fn find(calls: &[(u32, Vec<sock_filter>)]) -> Vec<sock_filter> {
-    match calls {
-        [] => vec![ALLOW],
-        [(number, judge)] => [&[is(*number, 1, 0), ALLOW], &judge[..]].concat(),
-        _ => {
-            let (lower, upper) = calls.split_at(calls.len() / 2);
-            let lower = find(lower);
-            // By a jump of its own, which reaches farther than a comparison's.
-            let to_upper = instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, lower.len() as u32);
-            let compare = instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, upper[0].0);
-            [vec![compare, to_upper], lower, find(upper)].concat()
-        }
+/// Calls from this number on, up to the next range's, and what refuses them.
+type Range<'a> = (u32, Vec<&'a Refusal>);
+
+/// Finds the range that the number which was loaded is in, and goes on with what judges it.
+fn find(ranges: &[Range<'_>]) -> Vec<sock_filter> {
+    if let [] | [_] = ranges {
+        return judge(ranges.first().map_or(&[], |(_, rows)| rows));
     }
+    let (lower, upper) = ranges.split_at(ranges.len() / 2);
+    let (first, lower, upper) = (upper[0].0, find(lower), find(upper));
+    let is_upper = |jt, jf| instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, jt, jf, first);
+    let compare = match u8::try_from(upper.len()) {
+        Ok(length) => vec![is_upper(0, length)],
+        // By a jump of its own, which reaches farther than a comparison's.
+        Err(_) => vec![is_upper(1, 0), instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, upper.len() as u32)],
+    };
+    [compare, upper, lower].concat()
 }
 
-/// Refuses a call in the cases of these rows, one after the other, and allows it in all others.
+/// Refuses calls in the cases of these rows, one after the other, and allows them in all others.
 fn judge(rows: &[&Refusal]) -> Vec<sock_filter> {
     let mut program = Vec::new();
     for row in rows {
         let refuse = answer(libc::SECCOMP_RET_ERRNO | row.answer.raw_os_error().unsigned_abs());
         if row.when.is_empty() {
             program.push(refuse);
+            return program;
         }
         for tests in row.when {
             program.extend(unless(tests, refuse));
