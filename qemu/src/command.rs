@@ -99,10 +99,11 @@ fn medium_drive(image: &Path, unreadable: &[u64]) -> String {
 fn attach(line: &mut Line, index: usize, disk: &Disk) {
     let readonly = if disk.readonly { ",readonly=on" } else { "" };
     let slow = disk.operations_per_second.map(|most| format!(",throttling.iops-total={most}")).unwrap_or_default();
+    let cache = if disk.flushed { "" } else { ",cache=unsafe" };
     // Sparse stays sparse: a guest's discards free the image's blocks.
     line.pair(
         "-drive",
-        format!("if=none,id=disk{index},format=raw,discard=unmap,file={}{readonly}{slow}", value(&disk.path)),
+        format!("if=none,id=disk{index},format=raw,discard=unmap,file={}{readonly}{slow}{cache}", value(&disk.path)),
     );
     let device = match disk.bus {
         DiskBus::VirtioBlk => "virtio-blk-pci".into(),
