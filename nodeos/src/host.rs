@@ -6,9 +6,9 @@ use std::{
     ffi::OsString,
     fs, io,
     net::IpAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    process::{Child, ExitCode, Stdio},
+    process::{Child, ExitCode, ExitStatus, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -18,8 +18,10 @@ use anyhow::{Context, Result};
 use orrery_bootstage::{events, name_servers};
 use orrery_init_api::SLIVERS_CGROUP;
 use orrery_protocol::{Admin, Digest, ImageRef, LayerTask, NodeConfig, Outcome, SliceName, SliverSpec};
-use orrery_sliver::{EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Wish, internal_main, prepare_node};
-use orrery_sshd::{AgentListener, Family, Network, Process, Session, SessionIo, SessionRequest};
+use orrery_sliver::{
+    EnterRequest, Entered, Made, Pty, Run, SliverPaths, Slivers, Stream, Wish, internal_main, prepare_node,
+};
+use orrery_sshd::{AgentListener, Elsewhere, Family, Network, Process, Session, SessionIo, SessionRequest};
 use rustix::{
     event::{PollFd, PollFlags},
     process::{Pid, PidfdFlags, Signal, kill_process},
@@ -271,9 +273,9 @@ impl Entrance for Door {
             rows: pty.size.rows,
             columns: pty.size.columns,
         });
-        let stdio = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
+        let stdio = [Stream::Piped, Stream::Piped, Stream::Piped];
         let wish = EnterRequest { run, environment, directory: None, user: None, pty, stdio };
-        let Entered { mut child, pty } = self.slivers.enter(&slice.login(), wish).map_err(chained)?;
+        let Entered { mut session, pty } = self.slivers.enter(&slice.login(), wish).map_err(chained)?;
         let io = match pty {
             Some(master) => {
                 if let Some(wanted) = &request.pty {
@@ -282,9 +284,13 @@ impl Entrance for Door {
                 }
                 SessionIo::Pty(master)
             }
-            None => pipes(&mut child)?,
+            None => SessionIo::Pipes {
+                stdin: session.stdin.take().ok_or_else(lost)?.into(),
+                stdout: session.stdout.take().ok_or_else(lost)?.into(),
+                stderr: session.stderr.take().ok_or_else(lost)?.into(),
+            },
         };
-        Ok(Session { io, process: Process::adopt(child)? })
+        Ok(Session { io, process: Process::Elsewhere(Box::new(Inside(session))) })
     }
 
     fn log(&self, slice: &SliceName, follow: bool) -> io::Result<Session> {
@@ -319,9 +325,33 @@ impl Entrance for Door {
     }
 }
 
+/// What runs inside, for the ssh server.
+#[derive(Debug)]
+struct Inside(orrery_sliver::Session);
+
+impl AsFd for Inside {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Elsewhere for Inside {
+    fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
+        self.0.try_wait()
+    }
+
+    fn end(&self) {
+        // Unless it has ended.
+        let _ = self.0.end();
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("a pipe that was asked for is missing")
+}
+
 /// A child's standard input, output and error, which are pipes.
 fn pipes(child: &mut Child) -> io::Result<SessionIo> {
-    let lost = || io::Error::other("a pipe that was asked for is missing");
     Ok(SessionIo::Pipes {
         stdin: child.stdin.take().ok_or_else(lost)?.into(),
         stdout: child.stdout.take().ok_or_else(lost)?.into(),
@@ -350,9 +380,9 @@ impl Network for SliverNetwork {
     }
 
     fn agent(&self, path: &Path) -> io::Result<AgentListener> {
-        let Made { socket, helper } =
+        let Made { socket, keep } =
             self.slivers.socket(&self.login, Wish::Listener(path.to_owned())).map_err(chained)?;
-        Ok(AgentListener { listener: socket.into(), keep: Box::new(helper) })
+        Ok(AgentListener { listener: socket.into(), keep: Box::new(keep) })
     }
 }
 

@@ -42,12 +42,14 @@ impl Acceleration {
         [Self::Kvm, Self::Tcg].into_iter().find(|acceleration| acceleration.name() == word)
     }
 
-    /// The `-accel` and `-cpu` arguments.
-    pub(crate) fn arguments(self, processors: Processors) -> [&'static str; 4] {
+    /// The `-accel` and `-cpu` arguments, and those of the clock.
+    pub(crate) fn arguments(self, processors: Processors) -> &'static [&'static str] {
+        const IN_TURN: &str = "tcg,thread=single,tb-size=256";
         match (self, processors) {
-            (Self::Kvm, _) => ["-accel", "kvm", "-cpu", "host"],
-            (Self::Tcg, Processors::InTurn) => ["-accel", "tcg,thread=single,tb-size=256", "-cpu", "max"],
-            (Self::Tcg, Processors::AtOnce) => ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"],
+            (_, Processors::Counted) => &["-accel", IN_TURN, "-cpu", "max", "-icount", "shift=1,sleep=off"],
+            (Self::Kvm, _) => &["-accel", "kvm", "-cpu", "host"],
+            (Self::Tcg, Processors::InTurn) => &["-accel", IN_TURN, "-cpu", "max"],
+            (Self::Tcg, Processors::AtOnce) => &["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"],
         }
     }
 }
@@ -60,6 +62,9 @@ pub enum Processors {
     /// Each has a host thread. In about one of 300 starts QEMU 10.0.2 then aborts (`iotlb_to_section: Assertion section_index <
     /// d->map.sections_nb`): one processor uses the memory map while another, in firmware, replaces it.
     AtOnce,
+    /// As [`Processors::InTurn`], whatever the host has, and each instruction takes 2 ns of the guest's time: what it measures is what it does,
+    /// and not what the host does meanwhile. Where all processors wait, its time leaps to the next timer.
+    Counted,
 }
 
 /// What this host can do: `ORRERY_ACCEL` when set, else what [`prove_acceleration`] found out since the host started, else the

@@ -23,7 +23,7 @@ pub(crate) struct RunFiles<'a> {
 pub(crate) fn arguments(spec: &VmSpec, acceleration: Acceleration, files: &RunFiles<'_>) -> Vec<String> {
     let mut line = Line(Vec::new());
     line.words("-nodefaults -no-user-config -display none -vga std -S -machine q35");
-    line.0.extend(acceleration.arguments(spec.processors).map(String::from));
+    line.0.extend(acceleration.arguments(spec.processors).iter().copied().map(String::from));
     line.pair("-m", spec.memory_mib).pair("-smp", spec.cpus).pair("-name", &spec.name);
     // Both are connected to sockets we listen on already, so that not a byte is lost.
     line.pair("-chardev", format!("socket,id=qmp,path={}", value(files.qmp))).words("-mon chardev=qmp,mode=control");
@@ -99,10 +99,11 @@ fn medium_drive(image: &Path, unreadable: &[u64]) -> String {
 fn attach(line: &mut Line, index: usize, disk: &Disk) {
     let readonly = if disk.readonly { ",readonly=on" } else { "" };
     let slow = disk.operations_per_second.map(|most| format!(",throttling.iops-total={most}")).unwrap_or_default();
+    let cache = if disk.flushed { "" } else { ",cache=unsafe" };
     // Sparse stays sparse: a guest's discards free the image's blocks.
     line.pair(
         "-drive",
-        format!("if=none,id=disk{index},format=raw,discard=unmap,file={}{readonly}{slow}", value(&disk.path)),
+        format!("if=none,id=disk{index},format=raw,discard=unmap,file={}{readonly}{slow}{cache}", value(&disk.path)),
     );
     let device = match disk.bus {
         DiskBus::VirtioBlk => "virtio-blk-pci".into(),

@@ -60,12 +60,13 @@ pub struct Disk {
     pub(crate) serial: Option<String>,
     pub(crate) readonly: bool,
     pub(crate) operations_per_second: Option<u32>,
+    pub(crate) flushed: bool,
 }
 
 impl Disk {
     /// A writable disk.
     pub fn new(path: impl Into<PathBuf>, bus: DiskBus) -> Self {
-        Self { path: path.into(), bus, serial: None, readonly: false, operations_per_second: None }
+        Self { path: path.into(), bus, serial: None, readonly: false, operations_per_second: None, flushed: true }
     }
 
     /// Sets the serial number the guest sees (20 characters at most).
@@ -79,6 +80,13 @@ impl Disk {
     #[must_use]
     pub fn operations_per_second(mut self, most: u32) -> Self {
         self.operations_per_second = Some(most);
+        self
+    }
+
+    /// Says that a flush is done without doing it, for a disk that nobody needs after the machine.
+    #[must_use]
+    pub fn unflushed(mut self) -> Self {
+        self.flushed = false;
         self
     }
 

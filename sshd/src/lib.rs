@@ -25,7 +25,7 @@ pub use account::{
 };
 pub use host_key::HostKey;
 pub use local::LocalShell;
-pub use process::{Exit, Process};
+pub use process::{Elsewhere, Exit, Process};
 pub use russh::keys::PublicKey;
 pub use server::{Limits, serve, serve_blocking};
 

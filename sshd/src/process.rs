@@ -1,18 +1,42 @@
-//! A session's process: waited for through a pidfd, signalled as a group.
+//! A session's process: a child is waited for through a pidfd, and signalled as a group.
 
 use std::{
+    fmt::Debug,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::ExitStatus,
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 
-/// A child of this process that leads its own process group (or session), not yet waited for.
+/// A process whose end is a session's.
 #[derive(Debug)]
-pub struct Process {
-    pid: Pid,
-    pidfd: OwnedFd,
+pub enum Process {
+    /// A child of this process that leads its own process group (or session), not yet waited for.
+    Child {
+        /// Its id.
+        pid: Pid,
+        /// A descriptor of it.
+        pidfd: OwnedFd,
+    },
+    /// Somebody else's child.
+    Elsewhere(Box<dyn Elsewhere>),
+}
+
+/// A process that is another's child. Its descriptor can be read, or is hung up, once the process has ended.
+pub trait Elsewhere: AsFd + Debug + Send + Sync + 'static {
+    /// How the process ended, if it has, however often that is asked.
+    ///
+    /// # Errors
+    /// When nobody knows.
+    fn try_wait(&self) -> io::Result<Option<ExitStatus>>;
+
+    /// Ends it.
+    fn end(&self);
 }
 
 /// How a process ended.
@@ -29,6 +53,15 @@ pub enum Exit {
     },
 }
 
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match status.signal() {
+            Some(number) => Self::Signal { number, core_dumped: status.core_dumped() },
+            None => Self::Status(status.code().unwrap_or(255) as u8),
+        }
+    }
+}
+
 impl Process {
     /// Takes over a child that nobody else will wait for: dropping a [`std::process::Child`] does not.
     ///
@@ -36,34 +69,53 @@ impl Process {
     /// When it is not a child, or was waited for.
     pub fn adopt(child: std::process::Child) -> io::Result<Self> {
         let pid = Pid::from_child(&child);
-        Ok(Self { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())? })
+        Ok(Self::Child { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())? })
     }
 
     /// Takes over a child by its id and a descriptor of it.
     pub fn from_pidfd(pid: Pid, pidfd: OwnedFd) -> Self {
-        Self { pid, pidfd }
+        Self::Child { pid, pidfd }
     }
 
-    /// Sends a signal to the whole process group. The id cannot have been reused: nobody has waited for the process.
+    /// Sends a signal to the whole process group. The id cannot have been reused: nobody has waited for the process. Who is elsewhere
+    /// is ended.
     pub(crate) fn signal(&self, signal: Signal) {
-        if rustix::process::kill_process_group(self.pid, signal).is_err() {
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+        match self {
+            Self::Child { pid, pidfd } => {
+                if rustix::process::kill_process_group(*pid, signal).is_err() {
+                    let _ = rustix::process::pidfd_send_signal(pidfd, signal);
+                }
+            }
+            Self::Elsewhere(process) => process.end(),
+        }
+    }
+
+    /// How it ended, if it has.
+    fn try_wait(&self) -> io::Result<Option<Exit>> {
+        match self {
+            Self::Child { pidfd, .. } => {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options)?;
+                Ok(status.map(|status| match status.terminating_signal() {
+                    Some(number) => Exit::Signal { number, core_dumped: status.dumped() },
+                    None => Exit::Status(status.exit_status().unwrap_or(255) as u8),
+                }))
+            }
+            Self::Elsewhere(process) => Ok(process.try_wait()?.map(Exit::from)),
         }
     }
 
     /// Waits for the process's end without keeping the thread.
     pub(crate) async fn wait(&self) -> io::Result<Exit> {
-        let ready = watch(self.pidfd.try_clone()?)?;
+        let descriptor = match self {
+            Self::Child { pidfd, .. } => pidfd.as_fd(),
+            Self::Elsewhere(process) => process.as_fd(),
+        };
+        let ready = watch(descriptor.try_clone_to_owned()?)?;
         loop {
             let mut guard = ready.readable().await?;
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)? {
-                Some(status) => {
-                    return Ok(match status.terminating_signal() {
-                        Some(number) => Exit::Signal { number, core_dumped: status.dumped() },
-                        None => Exit::Status(status.exit_status().unwrap_or(255) as u8),
-                    });
-                }
+            match self.try_wait()? {
+                Some(exit) => return Ok(exit),
                 None => guard.clear_ready(),
             }
         }

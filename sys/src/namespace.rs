@@ -1,13 +1,16 @@
 //! Processes and namespaces for helpers that run on one thread: fork, unshare, an idmapped mount, and what becomes of
 //! children that end.
-#![allow(unsafe_code)] // fork, unshare, mount_setattr and signal have no safe wrapper.
+#![allow(unsafe_code)] // fork, clone, unshare, mount_setattr and signal have no safe wrapper.
 
 use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use rustix::{process::Pid, thread::UnshareFlags};
+use rustix::{
+    process::{Pid, WaitOptions},
+    thread::UnshareFlags,
+};
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -39,6 +42,60 @@ pub fn fork() -> io::Result<Fork> {
         0 => Ok(Fork::Child),
         pid => Pid::from_raw(pid).map(Fork::Parent).ok_or_else(|| io::Error::other("fork returned a negative PID")),
     }
+}
+
+/// Forks a process that has only one thread into new namespaces of these kinds. If a user namespace is among them, it belongs to
+/// this process's effective identity, and the others to it.
+///
+/// # Errors
+/// When there are more threads, or the kernel refuses.
+pub fn fork_into(kinds: UnshareFlags) -> io::Result<Fork> {
+    require_one_thread()?;
+    let flags = u64::from(kinds.bits()) | libc::SIGCHLD as u64;
+    // SAFETY: with no flag that shares memory, and no stack given, the child goes on here with a copy of all, as after fork(2), and no
+    // other thread exists that could hold a lock. The C library does not learn of it, and so has a wrong number of the child's
+    // thread; it uses that for locks between threads only.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .map(Fork::Parent)
+            .ok_or_else(|| io::Error::other("clone returned no PID")),
+    }
+}
+
+/// Runs `work` in a child that shares this process's memory and descriptors, and waits for it: what differs are its namespaces. They
+/// are those that children of this process are to have, and `work` may join others.
+///
+/// # Errors
+/// When there is more than one thread, or the kernel refuses.
+pub fn in_child<T, Work: FnOnce() -> T>(work: Work) -> io::Result<T> {
+    /// What goes in, and what comes out.
+    type Job<T, Work> = (Option<Work>, Option<T>);
+    extern "C" fn run<T, Work: FnOnce() -> T>(job: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the pointer is that which is given to clone below, whose caller does not touch the job before this has ended.
+        let (work, result) = unsafe { &mut *job.cast::<Job<T, Work>>() };
+        *result = work.take().map(|work| work());
+        0
+    }
+    const STACK: usize = 256 << 10;
+
+    require_one_thread()?;
+    let mut job: Job<T, Work> = (Some(work), None);
+    // Of a type that is aligned as a stack has to be.
+    let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: the child has a stack of its own, which outlives it, as does the job: CLONE_VFORK holds the only thread there is until
+    // the child has ended, so that it is alone with what they share. A panic ends both, since `run` cannot be unwound out of.
+    let child = unsafe { libc::clone(run::<T, Work>, top.cast(), flags, (&raw mut job).cast()) };
+    if child == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::io::retry_on_intr(|| rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty()))?;
+    job.1.ok_or_else(|| io::Error::other("the child ended before its work"))
 }
 
 /// Leaves namespaces for new ones, in a process that has only one thread.
@@ -125,6 +182,8 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let waiting = std::thread::spawn(move || receiver.recv());
         assert!(fork().is_err());
+        assert!(fork_into(UnshareFlags::NEWUSER).is_err());
+        assert!(in_child(|| ()).is_err());
         assert!(unshare(UnshareFlags::NEWNS).is_err());
         drop(sender);
         assert!(waiting.join().expect("joining the thread").is_err());

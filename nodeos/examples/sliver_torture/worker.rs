@@ -8,7 +8,6 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
-    process::Stdio,
     sync::{Arc, mpsc},
     thread,
     time::Instant,
@@ -23,7 +22,7 @@ use orrery_nodeos::{
     reconcile::{Progress, Reconciler},
 };
 use orrery_protocol::{Digest, ImageRef, NodeConfig, WantedState};
-use orrery_sliver::{EnterRequest, Run, SliverPaths, Slivers};
+use orrery_sliver::{EnterRequest, Run, SliverPaths, Slivers, Stream};
 use serde::{Deserialize, Serialize};
 
 use crate::operations::{Lane, Op, Role, content, slice};
@@ -193,7 +192,7 @@ fn enter(slivers: &Slivers, op: &Op) -> Result<Files> {
         Op::Read { slot } => (*slot, "read".to_owned()),
         _ => bail!("no session can do {op:?}"),
     };
-    let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+    let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
     let request = EnterRequest {
         run: Run::Command(line),
         environment: Vec::new(),
@@ -202,7 +201,7 @@ fn enter(slivers: &Slivers, op: &Op) -> Result<Files> {
         pty: None,
         stdio,
     };
-    let output = slivers.enter(&slice(slot).login(), request)?.child.wait_with_output()?;
+    let output = slivers.enter(&slice(slot).login(), request)?.session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut read = BTreeMap::new();
     for line in text.lines() {

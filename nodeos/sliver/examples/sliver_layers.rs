@@ -10,7 +10,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::MetadataExt,
     path::Path,
-    process::{Child, ExitCode, Stdio},
+    process::{Child, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ use orrery_image_store::{
     archive::write::{What, end, head, pad},
 };
 use orrery_protocol::{Digest, LayerTask, Rspec, SnapshotName};
-use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, SnapshotError, internal_main};
+use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, SnapshotError, Stream, internal_main};
 use step::step;
 use support::{fingerprint, prepare, spec};
 
@@ -64,11 +64,11 @@ fn main() -> ExitCode {
 
 /// Runs a command line in a sliver; what it wrote, if it ended well.
 fn inside(slivers: &Slivers, login: &str, line: &str) -> Result<String> {
-    let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+    let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
     let run = Run::Command(format!("exec 2>&1; {line}"));
     let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
-    let Entered { child, .. } = slivers.enter(login, request)?;
-    let output = child.wait_with_output()?;
+    let Entered { session, .. } = slivers.enter(login, request)?;
+    let output = session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "`{line}` in {login}: {}, wrote {text:?}", output.status);
     Ok(text)

@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Restart, Rspec, RunConfig, Service, Startup};
-use orrery_sliver::{End, Ended, EnterRequest, Kept, Role, Run, SliverPaths, Slivers, internal_main};
+use orrery_sliver::{End, Ended, EnterRequest, Kept, Role, Run, SliverPaths, Slivers, Stream, internal_main};
 use step::step;
 use support::{fingerprint, prepare, spec};
 
@@ -102,10 +102,10 @@ impl Bench {
     }
 
     fn inside(&self, line: &str) -> Result<String> {
-        let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+        let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
         let run = Run::Command(format!("exec 2>&1; {line}"));
         let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
-        let output = self.slivers.enter(LOGIN, request)?.child.wait_with_output()?;
+        let output = self.slivers.enter(LOGIN, request)?.session.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "`{line}`: {} {text:?}", output.status);
         Ok(text)
@@ -300,7 +300,7 @@ fn once(bench: &Bench) -> Result<()> {
     let memory = fs::read_to_string(format!("/sys/fs/cgroup/slivers/{LOGIN}/keepers/memory.current"))?;
     println!("    a keeper: {} bytes of memory", memory.trim());
     let service = bench.inhabitants("service");
-    ensure!(bench.inhabitants("keepers") == 1 && service == 3, "{service} are not a helper, its session and a service");
+    ensure!(bench.inhabitants("keepers") == 1 && service == 2, "{service} are not a session and a service");
     bench.stop()?;
     keepers.iter_mut().try_for_each(|keeper| keeper.wait().map(drop))?;
     Ok(())

@@ -12,9 +12,9 @@ mod support;
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Extras, Rspec};
-use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, SliverPaths, Slivers, internal_main};
+use orrery_sliver::{EnterRequest, Entered, Pty, Record, Run, Session, SliverPaths, Slivers, Stream, internal_main};
 use orrery_sys::{
     namespace::{Fork, fork},
     quota,
@@ -53,16 +53,17 @@ fn main() -> ExitCode {
 }
 
 fn request(run: Run) -> EnterRequest {
-    let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+    let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
     EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio }
 }
 
 /// Runs a command line in a sliver; returns its exit status and all it wrote.
 fn inside(slivers: &Slivers, login: &str, line: &str) -> Result<(i32, String)> {
-    let Entered { child, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}"))))?;
-    let output = child.wait_with_output()?;
+    let Entered { session, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}"))))?;
+    let output = session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok((output.status.code().unwrap_or(-1), text))
+    let signalled = || output.status.signal().map(|number| 128 + number);
+    Ok((output.status.code().or_else(signalled).unwrap_or(-1), text))
 }
 
 fn expect(slivers: &Slivers, login: &str, line: &str, code: i32, part: &str) -> Result<String> {
@@ -288,11 +289,11 @@ fn unused(slivers: &Slivers) -> Result<()> {
     settled()?;
     ensure!(!slivers.stop_unused("test_one", since)?, "stopped although somebody was in it since");
 
-    let mut session = slivers.enter("test_one", request(Run::Command("sleep 1000".into())))?;
+    let session = slivers.enter("test_one", request(Run::Command("sleep 1000".into())))?.session;
     let busy = activity()?;
     ensure!(!busy.is_idle() && !slivers.stop_unused("test_one", busy)?, "stopped under a session");
-    session.child.kill()?;
-    session.child.wait()?;
+    session.end()?;
+    session.wait()?;
     expect(slivers, "test_one", "(setsid sleep 1000 & echo $! > /pid) >/dev/null 2>&1 <&1; true", 0, "")?;
     let busy = activity()?;
     ensure!(!busy.is_idle() && !slivers.stop_unused("test_one", busy)?, "stopped over a service");
@@ -352,7 +353,7 @@ fn suspended(slivers: &Slivers) -> Result<()> {
         Ok(())
     };
     let line = "i=0; while :; do i=$((i+1)); echo $i > /count; done";
-    let mut session = slivers.enter("test_one", request(Run::Command(line.into())))?;
+    let session = slivers.enter("test_one", request(Run::Command(line.into())))?.session;
     moves("at first")?;
     for _ in 0..2 {
         slivers.set_suspended("test_one", Some("abuse"))?;
@@ -381,7 +382,7 @@ fn suspended(slivers: &Slivers) -> Result<()> {
     // What stands still can be stopped, and stays suspended.
     again.set_suspended("test_one", Some("abuse"))?;
     again.stop("test_one")?;
-    session.child.wait()?;
+    session.wait()?;
     ensure!(again.start("test_one").is_err(), "started a suspended sliver");
     again.set_suspended("test_one", None)?;
     expect(slivers, "test_one", "rm /count; echo in", 0, "in").map(drop)
@@ -425,10 +426,10 @@ fn reset(slivers: &Slivers, image: &str) -> Result<()> {
     let record = slivers.get("test_one")?;
     let mut spec = record.spec.clone();
     expect(slivers, "test_one", "rm /etc/debian_version; dd if=/dev/zero of=/big bs=1M count=64", 1, "")?;
-    let mut session = slivers.enter("test_one", request(Run::Command("sleep 1000".into())))?;
+    let session = slivers.enter("test_one", request(Run::Command("sleep 1000".into())))?.session;
     spec.life.reset = 5;
     slivers.reset(&spec, image)?;
-    ensure!(!session.child.wait()?.success() && !slivers.is_running("test_one"), "something runs on");
+    ensure!(!session.wait()?.success() && !slivers.is_running("test_one"), "something runs on");
     ensure!(slivers.get("test_one")?.spec.life.reset == 5, "the number is not kept");
     ensure!(Record { spec: spec.clone(), ..record } == slivers.get("test_one")?, "the record changed");
     // Its mounts, which hold its last open files, are gone a moment after its processes.
@@ -492,20 +493,20 @@ while (1) {
 "#;
 
 /// Starts the hunter as the sliver's root; it ends when it has caught somebody or given up.
-fn lie_in_wait(slivers: &Slivers) -> Result<Entered> {
-    let stdio = [Stdio::piped(), Stdio::null(), Stdio::null()];
+fn lie_in_wait(slivers: &Slivers) -> Result<Session> {
+    let stdio = [Stream::Piped, Stream::Null, Stream::Null];
     let run = Run::Command("cat > /root/hunter; exec perl /root/hunter > /root/hunt 2>&1".into());
-    let mut hunter = slivers.enter("test_two", EnterRequest { stdio, ..request(run) })?;
-    hunter.child.stdin.take().context("no input")?.write_all(HUNTER.as_bytes())?;
+    let mut hunter = slivers.enter("test_two", EnterRequest { stdio, ..request(run) })?.session;
+    hunter.stdin.take().context("no input")?.write_all(HUNTER.as_bytes())?;
     Ok(hunter)
 }
 
 /// What [`hunt`] says is worth as much as this: the same hunter does catch an ordinary process of that name.
 fn control(slivers: &Slivers) -> Result<()> {
     let prey = r#"exec perl -e '$0 = "session"; while (1) { my $p = fork; if (!$p) { sleep 1; exit } waitpid $p, 0 }'"#;
-    let mut prey = slivers.enter("test_two", request(Run::Command(prey.into())))?.child;
-    lie_in_wait(slivers)?.child.wait()?;
-    prey.kill()?;
+    let prey = slivers.enter("test_two", request(Run::Command(prey.into())))?.session;
+    lie_in_wait(slivers)?.wait()?;
+    prey.end()?;
     prey.wait()?;
     expect(slivers, "test_two", "cat /root/hunt; kill -CONT -1", 0, "TRACED LOOKED").map(drop)
 }
@@ -549,32 +550,32 @@ fn be_stranger(first: &str) -> Result<std::convert::Infallible> {
 
 /// The sliver's root lies in wait for processes that come in. Returns whether it kept one from entering.
 fn hunt(slivers: &Slivers) -> Result<bool> {
-    let mut hunter = lie_in_wait(slivers)?;
+    let hunter = lie_in_wait(slivers)?;
     let started = Instant::now();
     let mut entered = 0;
     let caught = 'hunt: loop {
         let start = Instant::now();
-        let mut child = match slivers.enter("test_two", request(Run::Command("true".into()))) {
-            Ok(entered) => entered.child,
+        let session = match slivers.enter("test_two", request(Run::Command("true".into()))) {
+            Ok(entered) => entered.session,
             Err(error) => break Some((format!("{error:#}"), start.elapsed())),
         };
         entered += 1;
-        while child.try_wait()?.is_none() {
+        while session.try_wait()?.is_none() {
             // A command that the sliver stopped is the sliver's business.
-            if hunter.child.try_wait()?.is_some() || started.elapsed().as_secs() > 40 {
-                child.kill()?;
-                child.wait()?;
+            if hunter.try_wait()?.is_some() || started.elapsed().as_secs() > 40 {
+                session.end()?;
+                session.wait()?;
                 break 'hunt None;
             }
             std::thread::yield_now();
         }
-        if hunter.child.try_wait()?.is_some() {
+        if hunter.try_wait()?.is_some() {
             break None;
         }
     };
     println!("    {entered} entered, then {caught:?}");
     ensure!(caught.as_ref().is_none_or(|(_, took)| took.as_secs() < 15), "entering took too long");
-    hunter.child.wait()?;
+    hunter.wait()?;
     let text = expect(slivers, "test_two", "cat /root/hunt", 0, "hunting")?;
     ensure!(!text.contains("TRACED") && !text.contains("LOOKED"), "a process on its way in was caught");
     Ok(caught.is_some())
@@ -595,17 +596,17 @@ fn terminal(slivers: &Slivers) -> Result<()> {
     for line in text.lines() {
         println!("    {line}");
     }
-    let code = entered.child.wait()?.code();
+    let code = entered.session.wait()?.code();
     ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/0"), "{code:?} {text:?}");
     Ok(())
 }
 
 fn input(slivers: &Slivers) -> Result<()> {
-    let stdio = [Stdio::piped(), Stdio::piped(), Stdio::null()];
+    let stdio = [Stream::Piped, Stream::Piped, Stream::Null];
     let program = Run::Program(vec!["wc".into(), "-c".into()]);
     let mut entered = slivers.enter("test_one", EnterRequest { stdio, ..request(program) })?;
-    entered.child.stdin.take().context("no input")?.write_all(&vec![b'x'; 100_000])?;
-    let output = entered.child.wait_with_output()?;
+    entered.session.stdin.take().context("no input")?.write_all(&vec![b'x'; 100_000])?;
+    let output = entered.session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && text.trim() == "100000", "{text:?}");
     Ok(())

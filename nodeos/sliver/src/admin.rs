@@ -31,7 +31,7 @@ use rustix::{
 };
 
 use crate::{
-    boot::{Doing, Failed, Inside, MASKED, clone_tree, file_system},
+    boot::{Doing, Failed, Inside, clone_tree, file_system},
     cgroup::BROKER,
     enter::STARTED,
     handover::{answer, receive},
@@ -82,7 +82,7 @@ impl Views {
                 View::Processes | View::Cgroups | View::Hardware => root.mount(&path, mount)?,
             }
             if *view == View::Processes {
-                MASKED.iter().try_for_each(|name| root.mask(&format!("{path}/{name}")))?;
+                root.mask(&path)?;
             }
         }
         Ok(())

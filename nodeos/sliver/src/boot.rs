@@ -1,7 +1,7 @@
 //! Starting a sliver: the helper that builds its mounts as the node's root, and the process that its namespaces hang on.
 //!
-//! The order matters. The helper leaves for a mount namespace of its own and forks a process that makes the sliver's other
-//! namespaces, whose child becomes the first process. The helper then builds the whole tree, /proc included, with the node's
+//! The order matters. The helper leaves for a mount namespace of its own and forks the first process into the sliver's other
+//! namespaces. The helper then builds the whole tree, /proc included, with the node's
 //! rights, so that when the first process takes a mount namespace of its own, owned by the sliver, every mount in it is
 //! locked: no capability inside changes or removes one. All mounts go with the last process.
 
@@ -18,13 +18,13 @@ use std::{
 };
 
 use orrery_protocol::{Admin, Extras};
-use orrery_sys::namespace::{self, Fork, fork, unshare};
+use orrery_sys::namespace::{self, Fork, unshare};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     },
-    process::{Pid, PidfdFlags, Resource, Rlimit, WaitOptions},
+    process::{Pid, PidfdFlags, Resource, Rlimit},
     thread::{ThreadNameSpaceType, UnshareFlags},
 };
 use serde::{Deserialize, Serialize};
@@ -85,9 +85,8 @@ const NESTED_NAMESPACES: &str = "256";
 /// Devices of every sliver.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
-/// What is covered in /proc: files by /dev/null, directories by an empty one. Permissions guard most of it already: its owner,
-/// the node's root, is nobody inside.
-pub(crate) const MASKED: &[&str] = &[
+/// Files that are covered in /proc by /dev/null. Permissions guard most of it already: its owner, the node's root, is nobody inside.
+const MASKED_FILES: &[&str] = &[
     // The kernel's memory, addresses and log.
     "kcore",
     "kallsyms",
@@ -100,22 +99,21 @@ pub(crate) const MASKED: &[&str] = &[
     "kpagecgroup",
     // What makes it act.
     "sysrq-trigger",
+    // The hardware.
+    "iomem",
+    "ioports",
+    "mtrr",
     // Keys and timers of everybody; interrupts, which tell when somebody types.
     "keys",
     "key-users",
     "timer_list",
     "interrupts",
+];
+
+/// Directories that are covered there by an empty one.
+const MASKED_DIRECTORIES: &[&str] = &[
     // The hardware.
-    "iomem",
-    "ioports",
-    "mtrr",
-    "acpi",
-    "asound",
-    "bus",
-    "driver",
-    "irq",
-    "scsi",
-    // The node's disks.
+    "acpi", "asound", "bus", "driver", "irq", "scsi", // The node's disks.
     "fs",
 ];
 
@@ -171,99 +169,104 @@ struct Waiting {
     answer: File,
 }
 
+/// The first process's word that it waits for its mounts.
+const READY: u8 = b'+';
+
 fn pipe() -> Result<(File, File), Failed> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing("making a pipe")?;
     Ok((reader.into(), writer.into()))
 }
 
-fn read_byte(mut pipe: &File) -> io::Result<()> {
-    pipe.read_exact(&mut [0])
+fn read_byte(mut pipe: &File) -> io::Result<u8> {
+    let mut byte = [0];
+    pipe.read_exact(&mut byte)?;
+    Ok(byte[0])
 }
 
 impl Waiting {
     fn make(order: &Order) -> Result<Self, Failed> {
-        let (mapped_reader, mut mapped) = pipe()?;
-        let (go_reader, go) = pipe()?;
-        let (mut unshared, unshared_writer) = pipe()?;
+        let (go_reader, mut go) = pipe()?;
         let (answer, answer_writer) = pipe()?;
-        let maker = match fork().doing("forking")? {
-            Fork::Parent(maker) => maker,
+        // All of a sliver goes before anything of the node's when that is short of memory.
+        fs::write("/proc/self/oom_score_adj", "500").doing("setting the OOM score")?;
+        let broker = Broker::start_if(&order.admin, order.id_base, &order.leaf).doing("starting who makes sockets")?;
+        let pid = match fork_as_owner(order.id_base).doing("forking the first process")? {
+            Fork::Parent(pid) => pid,
             Fork::Child => {
-                // Or the child would wait for itself.
-                drop((mapped, go, unshared, answer));
-                let made = make_name_spaces(order, &mapped_reader, unshared_writer, &go_reader, &answer_writer);
-                if let Err(error) = made {
-                    let _ = write!(&answer_writer, "{error}");
-                }
-                std::process::exit(0)
+                // Or it would wait for itself.
+                drop((go, answer));
+                let Err(error) = be_first_process(order, &go_reader, &answer_writer, broker);
+                let _ = write!(&answer_writer, "{error}");
+                std::process::exit(1)
             }
         };
-        drop((mapped_reader, go_reader, unshared_writer, answer_writer));
+        drop((go_reader, answer_writer));
 
-        // The maker is in its user namespace now, and has no identities until somebody outside maps them.
-        let mut pid = [0; 4];
-        let made = read_byte(&unshared).doing("making a user namespace").and_then(|()| {
-            let proc = format!("/proc/{}", maker.as_raw_nonzero());
-            let map = format!("0 {} {IDS}\n", order.id_base);
-            fs::write(format!("{proc}/uid_map"), &map).doing("mapping users")?;
-            fs::write(format!("{proc}/gid_map"), &map).doing("mapping groups")?;
-            let user_name_space = File::open(format!("{proc}/ns/user")).doing("opening the user namespace")?;
-            mapped.write_all(b"+").doing("telling that users are mapped")?;
-            unshared.read_exact(&mut pid).doing("making the first process")?;
-            Ok(user_name_space)
-        });
-        drop(mapped);
-        rustix::process::waitpid(Some(maker), WaitOptions::empty()).doing("waiting for the maker of namespaces")?;
-        let result = made.and_then(|user_name_space| {
-            let pid = Pid::from_raw(i32::from_ne_bytes(pid)).ok_or_else(|| Failed {
-                doing: "making the first process".into(),
-                source: io::Error::other("no PID"),
-            })?;
-            Ok((pid, OwnedFd::from(user_name_space)))
-        });
-        match result {
-            Ok((pid, user_name_space)) => Ok(Self { pid, user_name_space, go, answer }),
-            Err(error) => {
-                drop(go);
-                Err(told(answer).err().unwrap_or(error))
-            }
+        // It is in its user namespace, and has no identities until somebody outside maps them.
+        let proc = format!("/proc/{}", pid.as_raw_nonzero());
+        let map = format!("0 {} {IDS}\n", order.id_base);
+        fs::write(format!("{proc}/uid_map"), &map).doing("mapping users")?;
+        fs::write(format!("{proc}/gid_map"), &map).doing("mapping groups")?;
+        fs::write(order.leaf.join("cgroup.procs"), pid.as_raw_nonzero().to_string())
+            .doing("joining the control group")?;
+        let user_name_space = File::open(format!("{proc}/ns/user")).doing("opening the user namespace")?.into();
+        go.write_all(b"+").doing("telling that users are mapped")?;
+        match read_byte(&answer) {
+            Ok(READY) => Ok(Self { pid, user_name_space, go, answer }),
+            Ok(letter) => Err(told(answer, &[letter]).err().unwrap_or_else(vanished)),
+            Err(_) => Err(vanished()),
         }
     }
 
     /// Lets the first process take its mounts, and waits until it has.
     fn go(mut self) -> Result<(), Failed> {
         self.go.write_all(b"+").doing("telling the first process to go on")?;
-        told(self.answer)
+        told(self.answer, &[])
     }
 }
 
-/// The other side's error, if it tells of one before it closes the pipe.
-fn told(mut answer: File) -> Result<(), Failed> {
-    let mut message = String::new();
-    answer.read_to_string(&mut message).doing("hearing from the first process")?;
+/// The first process is gone and said nothing.
+fn vanished() -> Failed {
+    Failed { doing: "waiting for the first process".into(), source: io::ErrorKind::UnexpectedEof.into() }
+}
+
+/// The first process's error, if it tells of one before it closes the pipe, or did `begin` to.
+fn told(mut answer: File, begin: &[u8]) -> Result<(), Failed> {
+    let mut message = begin.to_vec();
+    answer.read_to_end(&mut message).doing("hearing from the first process")?;
     if message.is_empty() {
         return Ok(());
     }
+    let message = String::from_utf8_lossy(&message).into_owned();
     Err(Failed { doing: "in the first process".into(), source: io::Error::other(message) })
 }
 
-/// What the forked process does: namespaces, and a child in them.
-fn make_name_spaces(
-    order: &Order,
-    mapped: &File,
-    mut unshared: File,
-    go: &File,
-    mut answer: &File,
-) -> Result<(), Failed> {
-    fs::write(order.leaf.join("cgroup.procs"), "0").doing("joining the control group")?;
-    // All of a sliver goes before anything of the node's when that is short of memory.
-    fs::write("/proc/self/oom_score_adj", "500").doing("setting the OOM score")?;
-    // While this process has rights over the node.
-    let broker = Broker::start_if(&order.admin, order.id_base, &order.leaf).doing("starting who makes sockets")?;
-    become_owner(order.id_base).doing("becoming the sliver's owner")?;
-    unshare(UnshareFlags::NEWUSER).doing("making a user namespace")?;
-    unshared.write_all(b"+").doing("telling of the user namespace")?;
-    read_byte(mapped).doing("waiting for identities")?;
+/// Forks into the sliver's namespaces, which belong to the identity outside that is root inside, without rights over the node. What
+/// the kernel counts for each user (inotify instances, bytes in message queues, pending signals, locked memory) it counts for all of a
+/// user namespace to whoever made that: with the node's root, one sliver would use up what all have.
+fn fork_as_owner(id: u32) -> io::Result<Fork> {
+    // The control group bounds processes. The namespace takes this limit, which is an ordinary user's, from its maker.
+    let none = Rlimit { current: None, maximum: None };
+    rustix::process::setrlimit(Resource::Nproc, none)?;
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::from_raw(id), Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::from_raw(id), Uid::ROOT)?;
+    let kinds = UnshareFlags::NEWUSER | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let forked = namespace::fork_into(kinds)?;
+    if let Fork::Parent(_) = forked {
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    }
+    Ok(forked)
+}
+
+/// The first process's life. The helper hears that all is there by the end of the pipe for answers, which closes with all others.
+fn be_first_process(order: &Order, go: &File, mut answer: &File, broker: Option<Broker>) -> Result<Infallible, Failed> {
+    let wait = || {
+        // If the helper failed, it tells of it itself.
+        read_byte(go).unwrap_or_else(|_| std::process::exit(1))
+    };
+    wait();
     // Each user namespace has its own of these; raising them takes a capability that the sliver's root is not left. With
     // namespaces of its own it would have every capability there, and so all of the kernel's code for network set-up.
     let nested = if order.extras.nesting { NESTED_NAMESPACES } else { "0" };
@@ -271,40 +274,10 @@ fn make_name_spaces(
         let limit = format!("/proc/sys/user/max_{kind}_namespaces");
         fs::write(&limit, nested).doing(format!("writing {limit}"))?;
     }
-    let rest = UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
-    unshare(rest).doing("making namespaces")?;
-    match fork().doing("forking the first process")? {
-        Fork::Parent(pid) => {
-            unshared.write_all(&pid.as_raw_nonzero().get().to_ne_bytes()).doing("telling of the first process")
-        }
-        Fork::Child => {
-            drop(unshared);
-            let Err(error) = be_first_process(order, go, broker);
-            let _ = write!(answer, "{error}");
-            std::process::exit(1)
-        }
-    }
-}
-
-/// Becomes the identity outside that is root inside, without rights over the node. What the kernel counts for each user (inotify
-/// instances, bytes in message queues, pending signals, locked memory) it counts for all of a user namespace to whoever made
-/// that: with the node's root, one sliver would use up what all have.
-fn become_owner(id: u32) -> io::Result<()> {
-    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
-    // The control group bounds processes. The namespace takes this limit, which is an ordinary user's, from its maker.
-    let none = Rlimit { current: None, maximum: None };
-    rustix::process::setrlimit(Resource::Nproc, none)?;
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(group, group, group)?;
-    Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
-}
-
-/// The first process's life. The helper hears that all is there by the end of the pipe for answers, which closes with all others.
-fn be_first_process(order: &Order, go: &File, broker: Option<Broker>) -> Result<Infallible, Failed> {
-    if read_byte(go).is_err() {
-        // The helper failed, and tells of it itself.
-        std::process::exit(1)
-    }
+    // Now that it is where it stays.
+    unshare(UnshareFlags::NEWCGROUP).doing("making a control group namespace")?;
+    answer.write_all(&[READY]).doing("telling that it waits")?;
+    wait();
     let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).doing("opening itself")?;
     unshare(UnshareFlags::NEWNS).doing("taking the mounts")?;
     // Joining the namespace it is in makes its topmost root this process's.
@@ -350,8 +323,8 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         ],
         MountAttrFlags::MOUNT_ATTR_NODEV,
     )?;
-    let proc = mount_inside("proc", &order.scratch, waiting.pid)?;
-    let nested = order.extras.nesting.then(|| ForContainers::make(&order.scratch, waiting.pid)).transpose()?;
+    let proc = mount_inside("proc", waiting.pid)?;
+    let nested = order.extras.nesting.then(|| ForContainers::make(waiting.pid)).transpose()?;
     let views = Views::take(&order.admin, waiting.user_name_space.as_fd())?;
     take_root(&overlay)?;
 
@@ -394,9 +367,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     root.mount("sys", &temporary("555", "4k", small | noexec | MountAttrFlags::MOUNT_ATTR_RDONLY)?)?;
     root.mount("proc", &proc)?;
     root.freeze("proc/sys")?;
-    for name in MASKED {
-        root.mask(&format!("proc/{name}"))?;
-    }
+    root.mask("proc")?;
     // After the masks, which are copies of an empty /sys.
     if let Some(nested) = nested {
         nested.attach(&root, [temporary("500", "4k", small | noexec)?, temporary("555", "4k", small | noexec)?])?;
@@ -430,40 +401,19 @@ pub(crate) fn file_system(kind: &str, options: &[(&str, &str)], flags: MountAttr
 }
 
 /// A file system that shows the namespaces of whoever mounts it, which is therefore a child in the sliver's. It is not attached
-/// anywhere but in the helper's namespace.
-fn mount_inside(kind: &str, scratch: &Path, first: Pid) -> Result<OwnedFd, Failed> {
-    let point = scratch.join(kind);
-    fs::create_dir_all(&point).doing(format!("making {}", point.display()))?;
+/// anywhere.
+fn mount_inside(kind: &str, first: Pid) -> Result<OwnedFd, Failed> {
     let first = rustix::process::pidfd_open(first, PidfdFlags::empty()).doing("opening the first process")?;
     rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .doing("joining the PID namespace")?;
-    match fork().doing("forking")? {
-        Fork::Parent(child) => {
-            let doing = || format!("mounting {kind} inside");
-            let status = rustix::process::waitpid(Some(child), WaitOptions::empty()).doing(doing())?;
-            if status.is_none_or(|(_, status)| status.exit_status() != Some(0)) {
-                return Err(Failed { doing: doing(), source: io::Error::other("see above") });
-            }
-            clone_tree(&point.to_string_lossy())
-        }
-        Fork::Child => {
-            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-            let name_space = ThreadNameSpaceType::CONTROL_GROUP;
-            let mounted = rustix::thread::move_into_thread_name_spaces(first.as_fd(), name_space)
-                .doing("joining the control group namespace")
-                .and_then(|()| file_system(kind, &[], flags))
-                .and_then(|mount| {
-                    rustix::mount::move_mount(&mount, "", CWD, &point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                        .doing(format!("mounting on {}", point.display()))
-                });
-            if let Err(error) = &mounted {
-                eprintln!("{error}");
-            }
-            std::process::exit(i32::from(mounted.is_err()))
-        }
-    }
+    let mount = || {
+        rustix::thread::move_into_thread_name_spaces(first.as_fd(), ThreadNameSpaceType::CONTROL_GROUP)
+            .doing("joining the control group namespace")?;
+        let flags =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        file_system(kind, &[], flags)
+    };
+    namespace::in_child(mount).doing(format!("mounting {kind} inside"))?
 }
 
 /// What programs that make containers look for.
@@ -476,9 +426,9 @@ struct ForContainers {
 }
 
 impl ForContainers {
-    fn make(scratch: &Path, first: Pid) -> Result<Self, Failed> {
-        let bare_proc = mount_inside("proc", scratch, first)?;
-        let control_group = mount_inside("cgroup2", scratch, first)?;
+    fn make(first: Pid) -> Result<Self, Failed> {
+        let bare_proc = mount_inside("proc", first)?;
+        let control_group = mount_inside("cgroup2", first)?;
         namespace::make_read_only(control_group.as_fd()).doing("making control groups read-only")?;
         Ok(Self { bare_proc, control_group })
     }
@@ -514,6 +464,12 @@ fn take_root(root: &OwnedFd) -> Result<(), Failed> {
         .doing("mounting the root")?;
     rustix::process::fchdir(root).doing("changing to the new root")?;
     rustix::process::chroot(".").doing("changing the root")
+}
+
+/// A copy of the mount that was opened there, or of a file of it, not attached anywhere.
+fn copy(source: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(rustix::mount::open_tree(source, "", flags)?)
 }
 
 /// The sliver's root from within. Nothing follows symbolic links.
@@ -566,9 +522,7 @@ impl Inside {
 
     /// A copy of what is mounted where `path` is, or of a file there, not attached anywhere.
     fn copy(&self, path: &str) -> io::Result<OwnedFd> {
-        let source = self.resolve(path, OFlags::PATH)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        Ok(rustix::mount::open_tree(&source, "", flags)?)
+        copy(&self.resolve(path, OFlags::PATH)?)
     }
 
     /// Covers a directory with itself, read-only.
@@ -580,16 +534,24 @@ impl Inside {
         self.attach(&target, &copy).doing(doing())
     }
 
-    /// Covers a file with `/dev/null` or a directory with `/sys`, which is empty, if there is any.
+    /// Covers what is masked in the /proc that is mounted at `path`, as far as this kernel has it: files with `/dev/null`, directories
+    /// with `/sys`, which is empty.
     pub(crate) fn mask(&self, path: &str) -> Result<(), Failed> {
-        let doing = || format!("masking /{path}");
-        let target = match self.resolve(path, OFlags::PATH) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => result.doing(doing())?,
-        };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&target).doing(doing())?.st_mode);
-        let cover = self.copy(if kind.is_dir() { "sys" } else { "dev/null" }).doing(doing())?;
-        self.attach(&target, &cover).doing(doing())
+        let masking = || format!("masking parts of /{path}");
+        let proc = self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).doing(masking())?;
+        for (names, with) in [(MASKED_FILES, "dev/null"), (MASKED_DIRECTORIES, "sys")] {
+            let source = self.resolve(with, OFlags::PATH).doing(masking())?;
+            // To drop one that was not attached takes the kernel longer than all of this.
+            let mut spare = None;
+            for name in names {
+                let cover = spare.take().map_or_else(|| copy(&source), Ok).doing(masking())?;
+                match rustix::mount::move_mount(&cover, "", &proc, *name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+                    Err(rustix::io::Errno::NOENT) => spare = Some(cover),
+                    result => result.doing(format!("masking /{path}/{name}"))?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Replaces a small file, unless it has that content or the directory is not one any more.

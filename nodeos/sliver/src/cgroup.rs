@@ -8,7 +8,11 @@ use std::{
 };
 
 use orrery_protocol::Rspec;
-use rustix::{io::Errno, process::Pid};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+    process::Pid,
+};
 
 use crate::{
     disk,
@@ -17,6 +21,9 @@ use crate::{
 
 /// The leaf of the node's process that makes sockets for an administrative sliver.
 pub(crate) const BROKER: &str = "broker";
+
+/// What a `cgroup.events` says of a group without processes.
+const EMPTY: &str = "populated 0";
 
 /// How long a group may take to stand still. A process that waits for a disk does so only once it is served.
 const FREEZING: Duration = Duration::from_secs(10);
@@ -127,9 +134,8 @@ impl ControlGroup {
 
     /// Waits until nothing is in a leaf. Returns whether that is so in time.
     pub(crate) fn wait_empty(&self, name: &str, patience: Duration) -> bool {
-        let leaf = Self { path: self.leaf(name) };
-        let Ok(events) = fs::File::open(leaf.path.join("cgroup.events")) else { return true };
-        wait_for(&events, Some(patience), || !leaf.event("populated 1")).is_ok()
+        let Ok(events) = fs::File::open(self.leaf(name).join("cgroup.events")) else { return true };
+        wait_for(&events, Some(patience), EMPTY).is_ok()
     }
 
     /// All CPUs that slivers may run on: what a group with processes has to name, once it named some.
@@ -200,11 +206,6 @@ impl ControlGroup {
         processes(&self.init()).ok()?.first().copied()
     }
 
-    /// Whether the group's events have this line.
-    fn event(&self, line: &str) -> bool {
-        fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|text| text.lines().any(|l| l == line))
-    }
-
     /// Stops everything in the group where it stands, or lets it go on, and waits until that is so.
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), SliverError> {
         let events = self.path.join("cgroup.events");
@@ -214,8 +215,8 @@ impl ControlGroup {
         };
         let number = u8::from(frozen);
         self.write("cgroup.freeze", &number.to_string())?;
-        let reached = || self.event(&format!("frozen {number}"));
-        wait_for(&file, Some(FREEZING), reached).at("waiting until all stands still, or moves, in", &self.path)
+        wait_for(&file, Some(FREEZING), &format!("frozen {number}"))
+            .at("waiting until all stands still, or moves, in", &self.path)
     }
 
     /// Kills everything in the group and waits until it is gone.
@@ -226,7 +227,7 @@ impl ControlGroup {
             result => result.at("opening", &events)?,
         };
         self.write("cgroup.kill", "1")?;
-        wait_for(&file, None, || !self.event("populated 1")).at("waiting for", &events)
+        wait_for(&file, None, EMPTY).at("waiting for", &events)
     }
 
     /// Removes the emptied group.
@@ -268,20 +269,29 @@ impl ControlGroup {
     }
 }
 
-/// Waits until a condition that shows in a `cgroup.events` is `reached`.
-fn wait_for(events: &fs::File, patience: Option<Duration>, reached: impl Fn() -> bool) -> io::Result<()> {
-    let start = Instant::now();
-    while !reached() {
-        if patience.is_some_and(|patience| start.elapsed() > patience) {
+/// Waits until a `cgroup.events` has this line, or the group is gone.
+fn wait_for(events: &fs::File, patience: Option<Duration>, line: &str) -> io::Result<()> {
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    loop {
+        let mut text = [0; 256];
+        // Through the descriptor that is waited on: the kernel signals what changed since it was last read there.
+        let length = match rustix::io::pread(events, &mut text, 0) {
+            Err(Errno::NODEV) => return Ok(()),
+            result => result?,
+        };
+        if text[..length].split(|byte| *byte == b'\n').any(|found| found == line.as_bytes()) {
+            return Ok(());
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        // The kernel signals a change of the file as an exceptional condition. The deadline covers a change between the look
-        // and the wait.
-        let mut wait = [rustix::event::PollFd::new(events, rustix::event::PollFlags::PRI)];
-        let deadline = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, Some(&deadline)))?;
+        let timeout =
+            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        // A change of the file is an exceptional condition.
+        let mut wait = [PollFd::new(events, PollFlags::PRI)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, timeout.as_ref()))?;
     }
-    Ok(())
 }
 
 /// What is in a leaf, by the node's numbers.

@@ -1,46 +1,41 @@
-//! Running a command inside a sliver.
+//! Running commands inside a running sliver.
 //!
-//! The helper joins a session's control group, has the sliver's first process fork the session, gives that its own standard
-//! descriptors, and lasts as long as the command, whose exit status becomes its own.
+//! Its first process forks a session for whoever knocks, and puts it into a control group of its own, where the sliver may be stopped
+//! with all that is in it. The session then hears what to do, and tells how that went, over the connection that it was given.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
     os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{net::UnixStream, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Child, ExitCode, Stdio},
+    process::{ExitStatus, Output},
+    thread,
     time::Duration,
 };
 
-use orrery_sys::spawn::Preparations;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{Mode, OFlags},
-    process::{Pid, PidfdFlags},
+    net::RecvFlags,
+    pipe::PipeFlags,
+    process::{Pid, PidfdFlags, Signal},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::SliverError,
-    first,
-    handover::{self, answer},
-    internal::{ENTER, helper_command},
-    session::{self, Surroundings},
-    socket::{Helper, Made, Wish},
+    first::{self, JOINED},
+    handover, session,
+    socket::{Keep, Made, Wish},
 };
 
 /// How long the way into a sliver may take. The sliver's root can stop a process on it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The helper's word that it is in the session's control group and holds the first process: the sliver may be
-/// stopped from now on, which ends the helper too.
-const JOINED: u8 = b'=';
 /// The session's word that the command is about to be executed, or the socket there.
 pub(crate) const STARTED: &[u8] = b"+";
-/// Where the helper finds its end of the control connection.
-const CONTROL: i32 = 3;
 
 /// What to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,25 +73,101 @@ pub struct EnterRequest {
     /// With a terminal, standard input, output and error are that.
     pub pty: Option<Pty>,
     /// Standard input, output and error otherwise.
-    pub stdio: [Stdio; 3],
+    pub stdio: [Stream; 3],
 }
 
 /// A command that was started inside a sliver.
 #[derive(Debug)]
 pub struct Entered {
-    /// The process to wait for: it exits as the command does; with 128 and the signal's number added if that was killed.
-    /// When this process is killed, the command is sent SIGHUP.
-    pub child: Child,
+    /// The command's session.
+    pub session: Session,
     /// The master side of the terminal, if one was asked for.
     pub pty: Option<OwnedFd>,
 }
 
-/// What the helper is told.
-#[derive(Debug, Serialize, Deserialize)]
-struct Order {
-    first_process: i32,
-    leaf: PathBuf,
-    task: Task,
+/// Where one of a command's standard descriptors leads.
+#[derive(Debug)]
+pub enum Stream {
+    /// Nowhere.
+    Null,
+    /// To whoever has the session.
+    Piped,
+    /// There.
+    Given(OwnedFd),
+}
+
+/// What whoever entered has of a command's session. The session ends when this is dropped; a command that runs on then is sent SIGHUP.
+#[derive(Debug)]
+pub struct Session {
+    connection: UnixStream,
+    /// The other ends of what was asked to be [`Stream::Piped`].
+    pub stdin: Option<File>,
+    /// The same.
+    pub stdout: Option<File>,
+    /// The same.
+    pub stderr: Option<File>,
+}
+
+impl Session {
+    /// Waits for the command's end. It exits as the command does; with 128 and the signal's number added if that was killed. A
+    /// session that was killed itself has that signal.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn wait(&self) -> io::Result<ExitStatus> {
+        let mut code = [0];
+        // It stays there for whoever asks again.
+        let (length, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(&self.connection, &mut code, RecvFlags::PEEK))?;
+        Ok(ExitStatus::from_raw(match length {
+            0 => Signal::KILL.as_raw(),
+            _ => i32::from(code[0]) << 8,
+        }))
+    }
+
+    /// How the command ended, if it has.
+    ///
+    /// # Errors
+    /// As [`Session::wait`].
+    pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
+        let mut ended = [PollFd::new(&self.connection, PollFlags::IN)];
+        let count = rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, Some(&Timespec::default())))?;
+        if count == 0 { Ok(None) } else { self.wait().map(Some) }
+    }
+
+    /// Ends the session, as dropping it does.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn end(&self) -> io::Result<()> {
+        self.connection.shutdown(std::net::Shutdown::Both)
+    }
+
+    /// Closes the command's input, and reads all it says until its end.
+    ///
+    /// # Errors
+    /// When a pipe or the connection fails.
+    pub fn wait_with_output(mut self) -> io::Result<Output> {
+        drop(self.stdin.take());
+        let read = |stream: Option<File>| -> io::Result<Vec<u8>> {
+            let mut all = Vec::new();
+            stream.map_or(Ok(0), |mut stream| stream.read_to_end(&mut all)).map(|_| all)
+        };
+        let (output, errors) = (self.stdout.take(), self.stderr.take());
+        let (stdout, stderr) = thread::scope(|scope| {
+            let errors = scope.spawn(move || read(errors));
+            let output = read(output);
+            (output, errors.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        Ok(Output { status: self.wait()?, stdout: stdout?, stderr: stderr? })
+    }
+}
+
+/// What can be waited for is the command's end.
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
 }
 
 /// What a session is to do.
@@ -118,24 +189,26 @@ pub(crate) struct Command {
     pub(crate) pty: Option<Pty>,
 }
 
-/// A helper on its way into a sliver, already in the control group of its session.
+/// A session that is in its control group, and waits to be told what to do.
 pub(crate) struct Entering {
     login: String,
-    child: Child,
     connection: UnixStream,
     leaf: PathBuf,
+    task: Task,
+    stdio: Vec<OwnedFd>,
+    pipes: [Option<File>; 3],
 }
 
-/// Runs the helper for a command until it is in the control group `leaf`.
+/// Has a session made for a command, in the control group `leaf`.
 pub(crate) fn begin(login: &str, first: Pid, leaf: PathBuf, request: EnterRequest) -> Result<Entering, SliverError> {
     let EnterRequest { run, environment, directory, user, pty, stdio } = request;
-    let stdio = if pty.is_some() { [Stdio::null(), Stdio::null(), Stdio::null()] } else { stdio };
+    let stdio = if pty.is_some() { [Stream::Null, Stream::Null, Stream::Null] } else { stdio };
     begin_task(login, first, leaf, Task::Command(Command { run, environment, directory, user, pty }), stdio)
 }
 
-/// Runs the helper for a socket until it is in the control group `leaf`.
+/// Has a session made for a socket, in the control group `leaf`.
 pub(crate) fn begin_socket(login: &str, first: Pid, leaf: PathBuf, wish: Wish) -> Result<Entering, SliverError> {
-    begin_task(login, first, leaf, Task::Socket(wish), [Stdio::null(), Stdio::null(), Stdio::null()])
+    begin_task(login, first, leaf, Task::Socket(wish), [Stream::Null, Stream::Null, Stream::Null])
 }
 
 fn begin_task(
@@ -143,102 +216,107 @@ fn begin_task(
     first: Pid,
     leaf: PathBuf,
     task: Task,
-    [stdin, stdout, stderr]: [Stdio; 3],
+    streams: [Stream; 3],
 ) -> Result<Entering, SliverError> {
-    let (mut ours, theirs) = UnixStream::pair().map_err(SliverError::Helper)?;
-    let mut command = helper_command(ENTER);
-    command.stdin(stdin).stdout(stdout).stderr(stderr);
-    Preparations::new().descriptor(theirs.into(), CONTROL).map_err(SliverError::Helper)?.apply(&mut command);
-    let timeouts = ours.set_read_timeout(Some(PATIENCE)).and_then(|()| ours.set_write_timeout(Some(PATIENCE)));
-    timeouts.map_err(SliverError::Helper)?;
-    let child = command.spawn().map_err(SliverError::Helper)?;
-    // Holds the helper's end of the connection and the descriptors of the request.
-    drop(command);
-
-    let order = Order { first_process: first.as_raw_nonzero().get(), leaf: leaf.clone(), task };
-    let mut word = [0];
-    let joined = serde_json::to_vec(&order)
-        .map_err(io::Error::from)
-        .and_then(|text| ours.write_all(&text))
-        .and_then(|()| ours.shutdown(std::net::Shutdown::Write))
-        .and_then(|()| ours.read_exact(&mut word));
-    let entering = Entering { login: login.into(), child, connection: ours, leaf };
-    match (joined, word) {
-        (Ok(()), [JOINED]) => Ok(entering),
-        (Ok(()), [letter]) => {
-            // The beginning of an error's text.
-            let rest = receive(&entering.connection).map(|(text, _)| text).unwrap_or_default();
-            Err(entering.fail(format!("{}{rest}", char::from(letter))))
-        }
-        (Err(error), _) => Err(entering.fail(lost(error))),
+    let failed = |error: io::Error| SliverError::Enter { login: login.into(), message: lost(error) };
+    let (mut stdio, mut pipes) = (Vec::new(), [None, None, None]);
+    for (number, stream) in streams.into_iter().enumerate() {
+        let (theirs, ours) = open(stream, number == 0).map_err(failed)?;
+        stdio.push(theirs);
+        pipes[number] = ours;
     }
+    let connection = knock(first, &leaf).map_err(failed)?;
+    let entering = Entering { login: login.into(), connection, leaf, task, stdio, pipes };
+    match receive(&entering.connection, JOINED) {
+        Ok(Ok(_)) => Ok(entering),
+        Ok(Err(message)) => Err(entering.fail(message)),
+        Err(error) => Err(entering.fail(lost(error))),
+    }
+}
+
+/// Both ends of a stream, of which a command reads if it is its input. The second is nobody's but for pipes.
+fn open(stream: Stream, input: bool) -> io::Result<(OwnedFd, Option<File>)> {
+    Ok(match stream {
+        Stream::Null => {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+            (doing("opening /dev/null", null)?, None)
+        }
+        Stream::Piped => {
+            let (reader, writer) = doing("making a pipe", rustix::pipe::pipe_with(PipeFlags::CLOEXEC))?;
+            if input { (reader, Some(writer.into())) } else { (writer, Some(reader.into())) }
+        }
+        Stream::Given(descriptor) => (descriptor, None),
+    })
+}
+
+fn knock(first: Pid, leaf: &Path) -> io::Result<UnixStream> {
+    let first = doing("opening the sliver's first process", open_first(first, &leaf.with_file_name("init")))?;
+    let group = OpenOptions::new().write(true).open(leaf.join("cgroup.procs"));
+    let group = doing("opening the control group", group)?;
+    let connection = doing("knocking at the sliver", first::knock(first.as_fd(), group.as_fd()))?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_write_timeout(Some(PATIENCE))?;
+    Ok(connection)
 }
 
 impl Entering {
     /// Waits until the command is about to be executed. To be called without holding a lock: the sliver may delay it.
-    pub(crate) fn finish(self) -> Result<Entered, SliverError> {
-        match receive(&self.connection) {
-            Ok((text, pty)) if text.is_empty() => Ok(Entered { child: self.child, pty }),
-            Ok((message, _)) => Err(self.fail(message)),
-            Err(error) => Err(self.fail(lost(error))),
+    pub(crate) fn finish(mut self) -> Result<Entered, SliverError> {
+        let pty = self.tell()?;
+        let [stdin, stdout, stderr] = self.pipes;
+        Ok(Entered { session: Session { connection: self.connection, stdin, stdout, stderr }, pty })
+    }
+
+    /// Waits for the socket. The session goes on as long as the wish has it, or until the result is dropped.
+    pub(crate) fn finish_socket(mut self) -> Result<Made, SliverError> {
+        match self.tell()? {
+            Some(socket) => Ok(Made { socket, keep: Keep(self.connection) }),
+            None => Err(self.fail("there is no socket".into())),
         }
     }
 
-    /// Waits for the socket. The helper goes on as long as the wish has it, or until the result is dropped.
-    pub(crate) fn finish_socket(self) -> Result<Made, SliverError> {
-        match receive(&self.connection) {
-            Ok((text, Some(socket))) if text.is_empty() => {
-                Ok(Made { socket, helper: Helper { child: Some(self.child), connection: Some(self.connection) } })
-            }
-            Ok((message, _)) => Err(self.fail(message)),
-            Err(error) => Err(self.fail(lost(error))),
-        }
+    /// Tells what to do, and hears that it is done, with perhaps a descriptor.
+    fn tell(&mut self) -> Result<Option<OwnedFd>, SliverError> {
+        let stdio = std::mem::take(&mut self.stdio);
+        let told = session::tell(&self.connection, &stdio, &self.task);
+        // So that no pipe is held open here.
+        drop(stdio);
+        let heard = told
+            .and_then(|()| receive(&self.connection, STARTED))
+            // What comes next is the command's end.
+            .and_then(|heard| self.connection.set_read_timeout(None).map(|()| heard));
+        heard.unwrap_or_else(|error| Err(lost(error))).map_err(|message| self.fail(message))
     }
 
     /// Ends what runs of it.
-    fn fail(mut self, message: String) -> SliverError {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // The helper makes no more children now; one it has is in the group, perhaps stopped.
+    fn fail(&self, message: String) -> SliverError {
+        // It may stand still where it is, and nobody else is in the group.
         let _ = fs::write(self.leaf.join("cgroup.kill"), "1");
-        SliverError::Enter { login: self.login, message }
+        SliverError::Enter { login: self.login.clone(), message }
     }
 }
 
-/// What to say when the helper did not answer.
+/// What to say when nobody inside answered.
 fn lost(error: io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock => format!("no answer from inside for {} s", PATIENCE.as_secs()),
-        io::ErrorKind::UnexpectedEof => "the helper ended without an answer".into(),
+        io::ErrorKind::UnexpectedEof => "the session ended without an answer".into(),
         _ => error.to_string(),
     }
 }
 
-/// The answer from inside: nothing for [`STARTED`], with perhaps a descriptor, or an error's text.
-fn receive(connection: &UnixStream) -> io::Result<(String, Option<OwnedFd>)> {
-    let mut buffer = [0; 1024];
-    let (length, mut descriptors) = handover::receive(connection, &mut buffer)?;
-    match &buffer[..length] {
+/// The answer from inside: the `expected` word, with perhaps a descriptor, or an error's text.
+fn receive(connection: &UnixStream, expected: &[u8]) -> io::Result<Result<Option<OwnedFd>, String>> {
+    // No more, since what follows a good word is another answer.
+    let mut word = [0];
+    let (length, mut descriptors) = handover::receive(connection, &mut word)?;
+    match &word[..length] {
         b"" => Err(io::ErrorKind::UnexpectedEof.into()),
-        STARTED => Ok((String::new(), descriptors.pop())),
-        text => Ok((String::from_utf8_lossy(text).into_owned(), None)),
-    }
-}
-
-/// The whole life of the helper.
-pub(crate) fn helper() -> ExitCode {
-    let control = match orrery_sys::descriptor::inherited(CONTROL) {
-        Ok(descriptor) => UnixStream::from(descriptor),
-        Err(error) => {
-            eprintln!("taking over the control connection: {error}");
-            return ExitCode::from(125);
-        }
-    };
-    match run(&control) {
-        Ok(code) => code,
-        Err(error) => {
-            let _ = answer(&control, error.to_string().as_bytes(), None);
-            ExitCode::from(125)
+        word if word == expected => Ok(Ok(descriptors.pop())),
+        word => {
+            let mut text = word.to_vec();
+            connection.take(1023).read_to_end(&mut text)?;
+            Ok(Err(String::from_utf8_lossy(&text).into_owned()))
         }
     }
 }
@@ -259,58 +337,27 @@ fn open_first(number: Pid, leaf: &Path) -> io::Result<OwnedFd> {
     Ok(first)
 }
 
-fn run(mut control: &UnixStream) -> io::Result<ExitCode> {
-    let mut text = Vec::new();
-    control.read_to_end(&mut text)?;
-    let order: Order = serde_json::from_slice(&text)?;
-    let first = Pid::from_raw(order.first_process).ok_or_else(|| io::Error::other("no PID"))?;
-    let procs = order.leaf.join("cgroup.procs");
-    doing("joining the control group", fs::write(&procs, "0"))?;
-    // The first to be killed when the node itself is short of memory.
-    doing("setting the OOM score", fs::write("/proc/self/oom_score_adj", "500"))?;
-    let first = doing("opening the sliver's first process", open_first(first, &order.leaf.with_file_name("init")))?;
-    // With a descriptor of it, its number may be given to another process.
-    answer(control, &[JOINED], None)?;
-    let session = doing("knocking at the sliver", first::knock(first.as_fd()))?;
-    let leaf = doing("opening the control group", OpenOptions::new().write(true).open(&procs))?;
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let given = Surroundings {
-        stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
-        leaf: leaf.as_fd(),
-        control: control.as_fd(),
-    };
-    // A first process that could not fork closed the connection, and said why.
-    let told = session::tell(&session, given, &order.task);
-    // So that no pipe is held open by this process when the command is gone.
-    let null = doing("opening /dev/null", rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()))?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    let code = doing("making a session", session::end(&session))?;
-    doing("telling the session", told)?;
-    Ok(ExitCode::from(code))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handover::answer;
 
     #[test]
     fn answers() {
-        let check = |sent: Option<&[u8]>, expect: Result<&str, &str>| {
+        let check = |sent: &[u8], ends: bool, expect: Result<&str, &str>| {
             let (ours, theirs) = UnixStream::pair().expect("making a connection");
-            match sent {
-                Some(text) => answer(&theirs, text, None).expect("answering"),
-                None => ours.set_read_timeout(Some(Duration::from_millis(1))).expect("setting a timeout"),
+            answer(&theirs, sent, None).expect("answering");
+            if ends {
+                theirs.shutdown(std::net::Shutdown::Both).expect("ending");
             }
-            let got = receive(&ours).map(|(text, _)| text).map_err(lost);
+            ours.set_read_timeout(Some(Duration::from_millis(1))).expect("setting a timeout");
+            let got = receive(&ours, STARTED).map_err(lost);
+            let got = got.map(|answer| answer.err().unwrap_or_default());
             assert_eq!(got.as_deref().map_err(String::as_str), expect);
         };
-        check(Some(STARTED), Ok(""));
-        check(Some(b"making a terminal: no"), Ok("making a terminal: no"));
-        check(None, Err("no answer from inside for 10 s"));
-        let (ours, theirs) = UnixStream::pair().expect("making a connection");
-        drop(theirs);
-        assert_eq!(receive(&ours).map_err(lost).err().as_deref(), Some("the helper ended without an answer"));
+        check(STARTED, false, Ok(""));
+        check(b"making a terminal: no", true, Ok("making a terminal: no"));
+        check(b"", true, Err("the session ended without an answer"));
+        check(b"", false, Err("no answer from inside for 10 s"));
     }
 }

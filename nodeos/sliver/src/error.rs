@@ -72,12 +72,12 @@ pub enum SliverError {
         /// What the helper said.
         message: String,
     },
-    /// The helper that enters a sliver failed.
+    /// The way into a sliver failed.
     #[error("entering `{login}`: {message}")]
     Enter {
         /// The sliver.
         login: String,
-        /// What the helper said.
+        /// What was said on it.
         message: String,
     },
     /// Nobody says what the service is.

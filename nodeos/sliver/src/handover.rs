@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 /// Descriptors that a message has room for.
-const MOST: usize = 5;
+const MOST: usize = 3;
 
 /// Sends a message. It does not wait where `flags` say so.
 pub(crate) fn send(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {

@@ -12,13 +12,11 @@ use crate::{
     admin::{self, Broker},
     boot,
     confine::confine,
-    enter, keeper, log, snapshot,
+    keeper, log, snapshot,
 };
 
 /// The first argument of the helper that starts a sliver.
 pub(crate) const BOOT: &str = "sliver-boot";
-/// The first argument of the helper that runs a command in one.
-pub(crate) const ENTER: &str = "sliver-enter";
 /// The first argument of the process that keeps a program of a sliver's.
 pub(crate) const KEEP: &str = "sliver-keep";
 /// The first argument of one that prints a sliver's log.
@@ -32,7 +30,7 @@ pub(crate) const SOCKETS: &str = "sliver-sockets";
 /// for, and returns what to exit with; returns nothing otherwise. `arguments` are those of the process, its name first.
 pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     let word = arguments.nth(1)?;
-    if ![BOOT, ENTER, KEEP, LOG, LAYER, SOCKETS].iter().any(|known| word == *known) {
+    if ![BOOT, KEEP, LOG, LAYER, SOCKETS].iter().any(|known| word == *known) {
         return None;
     }
     if let Err(error) = hide() {
@@ -41,7 +39,6 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
     }
     Some(match word.to_str() {
         Some(BOOT) => boot::helper(),
-        Some(ENTER) => enter::helper(),
         Some(KEEP) => keeper::helper(arguments),
         Some(SOCKETS) => admin::broker(),
         Some(LAYER) => snapshot::helper(arguments.next()),
@@ -90,7 +87,7 @@ mod tests {
         };
         check(&[]);
         check(&["node"]);
-        check(&["node", "storage", ENTER]);
+        check(&["node", "storage", LOG]);
         check(&[BOOT]);
     }
 

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroup::{ControlGroup, processes},
-    enter::{EnterRequest, Run},
+    enter::{EnterRequest, Run, Stream},
     error::{At, SliverError},
     internal::{KEEP, LOG, helper_command},
     log::FOLLOW,
@@ -144,7 +144,7 @@ impl Program {
     /// When that is not wanted at all, or the image does not say enough.
     pub(crate) fn of(record: &Record, role: Role, tree: &Path) -> Result<Self, SliverError> {
         let name = ("ORRERY_SLICE".to_owned(), record.spec.slice.to_string());
-        let stdio = [Stdio::null(), Stdio::null(), Stdio::null()];
+        let stdio = [Stream::Null, Stream::Null, Stream::Null];
         let request =
             EnterRequest { run: Run::Shell, environment: vec![name], directory: None, user: None, pty: None, stdio };
         let startup = &record.spec.startup;
@@ -365,19 +365,14 @@ impl Slivers {
     }
 }
 
-/// The oldest process of the service that is in the sliver's PID namespace: the one that was started, as long as that is there. In the
-/// leaf, too, are the helper it was entered by, which is of the node's, and its session, which the sliver's first process forked.
+/// The oldest process of the service: the one that was started, as long as that is there. In the leaf, too, is its session, which the
+/// sliver's first process forked.
 fn oldest_inside(group: &ControlGroup) -> Option<OwnedFd> {
     let leaf = group.leaf(Role::Service.word());
     let first = group.first_process()?.as_raw_nonzero().to_string();
-    let ours = fs::read_link("/proc/self/ns/pid").ok()?;
     let started = |pid: Pid| -> Option<u64> {
-        let proc = format!("/proc/{}", pid.as_raw_nonzero());
-        if fs::read_link(format!("{proc}/ns/pid")).ok()? == ours {
-            return None;
-        }
         // The fields after the second, a name in brackets, which may have blanks. The fourth is the parent, the 22nd the start.
-        let stat = fs::read(format!("{proc}/stat")).ok()?;
+        let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
         let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
         let fields: Vec<_> = std::str::from_utf8(stat.get(after..)?).ok()?.split(' ').collect();
         if *fields.get(1)? == first { None } else { fields.get(19)?.parse().ok() }

@@ -5,11 +5,11 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::{fs::fchown, process::ExitStatusExt},
     },
     path::PathBuf,
-    process::{Child, ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -19,12 +19,11 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::OFlags,
     pipe::PipeFlags,
-    process::{Pid, PidfdFlags},
     time::ClockId,
 };
 
 use crate::{
-    enter::{self, EnterRequest, Entering},
+    enter::{self, EnterRequest, Entering, Session, Stream},
     error::{At, SliverError},
     keep::{End, Ended, GRACE, KEEPERS, Kept, Program, Role},
     log::{Log, PAUSE, read_some},
@@ -82,7 +81,7 @@ impl Keeper {
         match begun.entering.finish() {
             Ok(entered) => {
                 let mut run = Run { keeper: self, kept: begun.kept, log: begun.log, output: Some(begun.output) };
-                run.until_end(entered.child)
+                run.until_end(&entered.session)
             }
             Err(error) => {
                 let _ = begun.log.note(&error.to_string());
@@ -91,7 +90,7 @@ impl Keeper {
         }
     }
 
-    /// Everything up to the helper's way inside, which is the sliver's business, under the sliver's lock.
+    /// Everything up to the session's work, which is the sliver's business, under the sliver's lock.
     fn begin(&self) -> Result<Option<Begun>, SliverError> {
         let Self { slivers, login, role } = self;
         let lock = slivers.lock(login)?;
@@ -152,19 +151,19 @@ fn chain(error: &SliverError) -> String {
 
 /// The reading side of a program's output, and the program's three streams. The output belongs to the sliver's root, so that
 /// programs may open it again as `/dev/stdout`.
-fn pipes(input: &str, id_base: u32) -> io::Result<(File, [Stdio; 3])> {
+fn pipes(input: &str, id_base: u32) -> io::Result<(File, [Stream; 3])> {
     let (output, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&output, OFlags::NONBLOCK)?;
     fchown(&writer, Some(id_base), Some(id_base))?;
     let stdin = if input.is_empty() {
-        Stdio::null()
+        Stream::Null
     } else {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         // A pipe holds more than any script.
         File::from(writer).write_all(input.as_bytes())?;
-        Stdio::from(reader)
+        Stream::Given(reader)
     };
-    Ok((output.into(), [stdin, Stdio::from(writer.try_clone()?), Stdio::from(writer)]))
+    Ok((output.into(), [stdin, Stream::Given(writer.try_clone()?), Stream::Given(writer)]))
 }
 
 /// A program that runs.
@@ -178,19 +177,15 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Keeps the program until its end, and what an initscript left running until that says nothing more.
-    fn until_end(&mut self, mut child: Child) -> Result<(), SliverError> {
+    fn until_end(&mut self, session: &Session) -> Result<(), SliverError> {
         let deadline = (self.keeper.role == Role::Initscript).then(|| Instant::now() + INITSCRIPT);
-        let pid = Pid::from_child(&child);
-        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .map_err(io::Error::from)
-            .map_err(SliverError::Helper)?;
-        let ended = self.read(Some(&process), deadline);
+        let ended = self.read(Some(session.as_fd()), deadline);
         let group = self.keeper.slivers.group(&self.keeper.login);
         let word = self.keeper.role.word();
         let how = if ended {
-            let status = child.wait().map_err(SliverError::Helper)?;
+            let status = session.wait().map_err(SliverError::Helper)?;
             if status.code().is_none() {
-                // It was the helper that was killed, as at the node's end, and whom it stood for may be about to end, too.
+                // It was the session that was killed, as at the node's end, and its command may be about to end, too.
                 group.wait_empty(word, GRACE);
             }
             let signalled = || status.signal().map(|signal| 128 + signal);
@@ -218,12 +213,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes the log until the process has ended, or the output if there is no process; or until the deadline. Returns whether it
+    /// Writes the log until the program has ended, or the output if there is no program; or until the deadline. Returns whether it
     /// was in time.
-    fn read(&mut self, process: Option<&OwnedFd>, deadline: Option<Instant>) -> bool {
+    fn read(&mut self, program: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> bool {
         let mut paused: Option<Instant> = None;
         loop {
-            if self.output.is_none() && process.is_none() {
+            if self.output.is_none() && program.is_none() {
                 return true;
             }
             let now = Instant::now();
@@ -237,12 +232,13 @@ impl Run<'_> {
             });
             let output = self.output.as_ref().filter(|_| paused.is_none());
             let watched = output.map(|output| PollFd::new(output, PollFlags::IN));
-            let mut waits: Vec<_> = process.map(|p| PollFd::new(p, PollFlags::IN)).into_iter().chain(watched).collect();
+            let mut waits: Vec<_> =
+                program.as_ref().map(|p| PollFd::new(p, PollFlags::IN)).into_iter().chain(watched).collect();
             if rustix::io::retry_on_intr(|| rustix::event::poll(&mut waits, timeout.as_ref())).is_err() {
                 return true;
             }
             let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
-            if process.is_some() && ready[0] {
+            if program.is_some() && ready[0] {
                 return true;
             }
             if ready.last() == Some(&true) && self.read_once() {

@@ -7,7 +7,7 @@
 //! die at any time, and slivers keep running.
 //!
 //! The work inside namespaces, beside them, and on layers for their users, is done by the program itself, run again with a first
-//! argument of `sliver-boot`, `sliver-enter`, `sliver-keep`, `sliver-log` or `sliver-layer`: see [`internal_main`].
+//! argument of `sliver-boot`, `sliver-keep`, `sliver-log` or `sliver-layer`: see [`internal_main`].
 
 mod admin;
 mod boot;
@@ -37,7 +37,7 @@ mod user;
 mod weights;
 
 pub use cgroup::Activity;
-pub use enter::{EnterRequest, Entered, Pty, Run};
+pub use enter::{EnterRequest, Entered, Pty, Run, Session, Stream};
 pub use error::SliverError;
 pub use internal::internal_main;
 pub use keep::{End, Ended, Kept, Role};
@@ -45,4 +45,4 @@ pub use node::prepare_node;
 pub use record::Record;
 pub use slivers::{SliverPaths, Slivers};
 pub use snapshot::{SnapshotError, Work};
-pub use socket::{Helper, Made, Wish};
+pub use socket::{Keep, Made, Wish};

@@ -1,15 +1,16 @@
 //! A session: a process that the sliver's first forked for a command, or for a socket.
 //!
-//! It is inside in every respect, and confined. What it works with it is given: a command's standard descriptors, the control group of
-//! the session, the connection to whoever asked. It forks the command, lasts as long, and tells how that ended; when whoever waits
+//! It is inside in every respect, and confined. What it works with it is given: a command's standard descriptors, and the connection
+//! to whoever asked. It forks the command, lasts as long, and tells how that ended; when whoever waits
 //! for that is gone, the session ends, and the command is sent SIGHUP.
 
 use std::{
     convert::Infallible,
     fs,
     io::{self, Read, Write},
+    net::Shutdown,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     process,
@@ -34,64 +35,33 @@ use crate::{
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a session is given beside its task.
-pub(crate) struct Surroundings<Descriptor> {
-    pub(crate) stdio: [Descriptor; 3],
-    /// The `cgroup.procs` of its leaf, opened by somebody who may move processes there.
-    pub(crate) leaf: Descriptor,
-    /// Where whoever asked for the session hears of it.
-    pub(crate) control: Descriptor,
-}
-
-/// Gives a session all it needs.
-pub(crate) fn tell(mut session: &UnixStream, given: Surroundings<BorrowedFd<'_>>, task: &Task) -> io::Result<()> {
-    let [stdin, stdout, stderr] = given.stdio;
-    send(session, &[0], &[stdin, stdout, stderr, given.leaf, given.control], SendFlags::empty())?;
+/// Tells a session what to do, and gives it standard input, output and error.
+pub(crate) fn tell(mut session: &UnixStream, stdio: &[OwnedFd], task: &Task) -> io::Result<()> {
+    let stdio: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
+    send(session, &[0], &stdio, SendFlags::empty())?;
     session.write_all(&serde_json::to_vec(task)?)?;
-    session.shutdown(std::net::Shutdown::Write)
-}
-
-fn hear(session: &UnixStream) -> io::Result<Surroundings<OwnedFd>> {
-    let (_, descriptors) = receive(session, &mut [0])?;
-    let [stdin, stdout, stderr, leaf, control] =
-        descriptors.try_into().map_err(|_| io::Error::other("descriptors are missing"))?;
-    Ok(Surroundings { stdio: [stdin, stdout, stderr], leaf, control })
-}
-
-/// How a command ended, as its session tells.
-pub(crate) fn end(session: &UnixStream) -> io::Result<u8> {
-    let mut text = [0; 1024];
-    let (length, _) = receive(session, &mut text)?;
-    match &text[..length] {
-        // The session was killed.
-        [] => Ok(128 + Signal::KILL.as_raw() as u8),
-        [code] => Ok(*code),
-        // The first process could not fork.
-        error => Err(io::Error::other(String::from_utf8_lossy(error).into_owned())),
-    }
+    session.shutdown(Shutdown::Write)
 }
 
 /// The whole life of a session.
-pub(crate) fn run(session: UnixStream) {
+pub(crate) fn run(connection: &UnixStream) {
     // Not that of the first process, for `ps`.
     let _ = rustix::thread::set_name(c"session");
-    let Ok(Surroundings { stdio, leaf, control }) = hear(&session) else { return };
-    let control = UnixStream::from(control);
-    if let Err(error) = work(session, stdio, leaf, &control) {
-        let _ = answer(&control, error.to_string().as_bytes(), None);
+    if let Err(error) = work(connection) {
+        let _ = answer(connection, error.to_string().as_bytes(), None);
+        // For the command, too, there is nothing more to tell.
+        let _ = connection.shutdown(Shutdown::Both);
     }
 }
 
-fn work(mut session: UnixStream, stdio: [OwnedFd; 3], leaf: OwnedFd, control: &UnixStream) -> io::Result<()> {
-    doing("joining the control group", rustix::io::write(leaf, b"0"))?;
+fn work(mut connection: &UnixStream) -> io::Result<()> {
+    let (_, stdio) = receive(connection, &mut [0])?;
+    // Whoever asked for the session is gone otherwise.
+    let Ok(stdio) = <[OwnedFd; 3]>::try_from(stdio) else { return Ok(()) };
     let mut text = Vec::new();
-    session.read_to_end(&mut text)?;
+    connection.read_to_end(&mut text)?;
     let command = match serde_json::from_slice(&text)? {
-        Task::Socket(wish) => {
-            socket::make(control, &wish)?;
-            let _ = session.write_all(&[0]);
-            return Ok(());
-        }
+        Task::Socket(wish) => return socket::make(connection, &wish),
         Task::Command(command) => command,
     };
     namespace::heed_children()?;
@@ -99,20 +69,17 @@ fn work(mut session: UnixStream, stdio: [OwnedFd; 3], leaf: OwnedFd, control: &U
         Fork::Parent(child) => {
             // So that no pipe is held open here when the command is gone.
             drop(stdio);
-            wait(&session, child)
+            wait(connection, child)
         }
-        Fork::Child => {
-            drop(session);
-            match become_command(control, stdio, command)? {}
-        }
+        Fork::Child => match become_command(connection, stdio, command)? {},
     }
 }
 
 /// Waits for the command's end and tells of it, or until nobody would hear.
-fn wait(mut session: &UnixStream, child: Pid) -> io::Result<()> {
+fn wait(mut connection: &UnixStream, child: Pid) -> io::Result<()> {
     let command = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
     // The other side has said all it had to say; that it is gone altogether is a hang-up.
-    let mut events = [PollFd::new(&command, PollFlags::IN), PollFd::new(session, PollFlags::empty())];
+    let mut events = [PollFd::new(&command, PollFlags::IN), PollFd::new(connection, PollFlags::empty())];
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut events, None))?;
     if !events[0].revents().contains(PollFlags::IN) {
         return Ok(());
@@ -121,7 +88,7 @@ fn wait(mut session: &UnixStream, child: Pid) -> io::Result<()> {
     let code = status.and_then(|(_, status)| {
         status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal))
     });
-    let _ = session.write_all(&[code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)]);
+    let _ = connection.write_all(&[code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)]);
     Ok(())
 }
 
@@ -149,7 +116,7 @@ fn make_terminal(pty: &Pty) -> io::Result<OwnedFd> {
 
 /// Everything between the fork and the command.
 fn become_command(
-    control: &UnixStream,
+    connection: &UnixStream,
     [stdin, stdout, stderr]: [OwnedFd; 3],
     order: Command,
 ) -> io::Result<Infallible> {
@@ -198,7 +165,7 @@ fn become_command(
         // Becoming somebody else cleared it.
         doing("tying the command to its session", rustix::process::set_parent_process_death_signal(Some(Signal::HUP)))?;
     }
-    doing("answering", answer(control, STARTED, master.as_ref().map(AsFd::as_fd)))?;
+    doing("answering", answer(connection, STARTED, master.as_ref().map(AsFd::as_fd)))?;
     let error = command.exec();
     // Whoever entered is told as a shell would tell, and knows already that it is there.
     let _ = writeln!(io::stderr(), "{}: {error}", command.get_program().to_string_lossy());

@@ -22,6 +22,7 @@ use crate::{
     cgroup::{Activity, ControlGroup, SESSION},
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
+    first,
     leftovers::directories,
     record::Record,
     remove::remove_tree,
@@ -364,11 +365,11 @@ impl Slivers {
             return Err(SliverError::HeldStill { slice: record.spec.slice });
         }
         let group = self.group(login);
-        if group.first_process().is_some() {
+        if group.first_process().is_some_and(first::listens) {
             // What held it still may have been killed, and who comes in would stand still at the door with the lock.
             return group.freeze(false);
         }
-        // A session may have outlived the first process in its last moments.
+        // A session may have outlived the first process, and this one whoever was killed while stopping the sliver.
         group.kill()?;
         self.limit_group(&record)?;
         let directory = self.directory(login);
@@ -520,12 +521,12 @@ impl Slivers {
         self.begin(login, |first, leaf| enter::begin_socket(login, first, leaf, wish))?.finish_socket()
     }
 
-    /// Lets a helper join a sliver's new session. How long the rest takes is up to the sliver, which then must not hold up its
+    /// Has a sliver's new session made. How long the rest takes is up to the sliver, which then must not hold up its
     /// own end: the lock is not held any more.
     fn begin(
         &self,
         login: &str,
-        helper: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
+        session: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
     ) -> Result<Entering, SliverError> {
         // One lock for starting and entering, so that nobody stops it in between.
         let patience = Instant::now() + COPYING;
@@ -551,6 +552,6 @@ impl Slivers {
                 result => break result?,
             }
         };
-        helper(first, leaf)
+        session(first, leaf)
     }
 }

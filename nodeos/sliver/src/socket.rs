@@ -10,8 +10,6 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::Child,
-    thread,
 };
 
 use rustix::{
@@ -42,25 +40,12 @@ pub struct Made {
     /// The socket.
     pub socket: OwnedFd,
     /// What removes a listener's folder when it is dropped.
-    pub helper: Helper,
+    pub keep: Keep,
 }
 
-/// The process that made a socket.
+/// The connection to the session that made a socket.
 #[derive(Debug)]
-pub struct Helper {
-    pub(crate) child: Option<Child>,
-    pub(crate) connection: Option<UnixStream>,
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        self.connection.take();
-        if let Some(mut child) = self.child.take() {
-            // It may be suspended with the sliver, which is nothing to wait for here.
-            thread::spawn(move || child.wait());
-        }
-    }
-}
+pub struct Keep(#[expect(dead_code, reason = "what counts is that it is there")] pub(crate) UnixStream);
 
 /// What a session does for it.
 pub(crate) fn make(control: &UnixStream, wish: &Wish) -> io::Result<()> {

@@ -1,14 +1,13 @@
 //! Whether the processor is shared fairly, and how exactly each limit is kept.
 
 use std::{
-    fs,
-    process::Child,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use orrery_protocol::Rspec;
+use orrery_sliver::Session;
 
 use crate::{
     Node,
@@ -69,7 +68,7 @@ fn memory(node: &Node) -> Result<()> {
     let rspec = Rspec { mem_limit: 64 << 20, ..Rspec::default() };
     let login = node.create("cap/memory", rspec)?;
     node.slivers.start(&login)?;
-    let status = node.enter(&login, &["/bin/sh", "-c", "head -c 200m /dev/zero | tail"])?.child.wait()?;
+    let status = node.enter(&login, &["/bin/sh", "-c", "head -c 200m /dev/zero | tail"])?.session.wait()?;
     ensure!(!status.success(), "a memory hog ended well");
     let peak: u64 = fs::read_to_string(format!("/sys/fs/cgroup/slivers/{login}/memory.peak"))?.trim().parse()?;
     tell_cap("mem_limit", "KiB", float(rspec.mem_limit >> 10), float(peak >> 10));
@@ -80,7 +79,7 @@ fn processes(node: &Node) -> Result<()> {
     let rspec = Rspec { pids_limit: 100, ..Rspec::default() };
     let login = node.create("cap/processes", rspec)?;
     let line = "while (defined(my $p = fork)) { $p or sleep 1e6 } open my $f, '>', '/full'; sleep 1e6";
-    let mut bomb = node.enter(&login, &["/usr/bin/perl", "-e", line])?.child;
+    let bomb = node.enter(&login, &["/usr/bin/perl", "-e", line])?.session;
     let full = format!("/data/slivers/{login}/upper/full");
     let start = Instant::now();
     while !fs::exists(&full)? {
@@ -97,7 +96,7 @@ fn processes(node: &Node) -> Result<()> {
 fn disk(node: &Node) -> Result<()> {
     let rspec = Rspec { disk_quota: 64 << 20, ..Rspec::default() };
     let login = node.create("cap/disk", rspec)?;
-    let status = node.enter(&login, &["/bin/dd", "if=/dev/zero", "of=/big", "bs=4k"])?.child.wait()?;
+    let status = node.enter(&login, &["/bin/dd", "if=/dev/zero", "of=/big", "bs=4k"])?.session.wait()?;
     ensure!(!status.success(), "a disk hog ended well");
     let bytes = node.slivers.disk_usage(&login)?.bytes;
     tell_cap("disk_quota in bytes", "KiB", float(rspec.disk_quota >> 10), float(bytes >> 10));
@@ -109,7 +108,7 @@ fn files(node: &Node) -> Result<()> {
     let rspec = Rspec { disk_quota: 16 << 20, ..Rspec::default() };
     let login = node.create("cap/files", rspec)?;
     let line = "for (1 .. 1e5) { open my $f, '>', \"/f$_\" or exit 1 }";
-    let status = node.enter(&login, &["/usr/bin/perl", "-e", line])?.child.wait()?;
+    let status = node.enter(&login, &["/usr/bin/perl", "-e", line])?.session.wait()?;
     ensure!(status.code() == Some(1), "a hog of files ended well");
     tell_cap("disk_quota in files", "", float(rspec.disk_quota >> 14), float(node.slivers.disk_usage(&login)?.inodes));
     Ok(node.slivers.destroy(&login)?)
@@ -118,21 +117,21 @@ fn files(node: &Node) -> Result<()> {
 /// A sliver whose processes never rest, once it is not suspended any more.
 struct Busy {
     login: String,
-    children: Vec<Child>,
+    sessions: Vec<Session>,
 }
 
 impl Busy {
     fn start(node: &Node, slice: &str, weight: u32, processes: usize) -> Result<Self> {
         let login = node.create(slice, Rspec { cpu_share: weight, ..Rspec::default() })?;
-        let children = (0..processes).map(|_| Ok(node.enter(&login, BUSY)?.child)).collect::<Result<_>>()?;
+        let sessions = (0..processes).map(|_| Ok(node.enter(&login, BUSY)?.session)).collect::<Result<_>>()?;
         // Or those that are there already would keep the next from coming in.
         node.slivers.set_suspended(&login, Some("waits for the others"))?;
-        Ok(Self { login, children })
+        Ok(Self { login, sessions })
     }
 
     fn end(self, node: &Node) -> Result<()> {
         node.slivers.destroy(&self.login)?;
-        self.children.into_iter().try_for_each(|mut child| child.wait().map(drop).context("waiting for a loop"))
+        self.sessions.into_iter().try_for_each(|session| session.wait().map(drop).context("waiting for a loop"))
     }
 
     /// Milliseconds of processor time so far.

@@ -20,13 +20,13 @@ mod support;
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Rspec};
-use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, internal_main};
+use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, Stream, internal_main};
 
 fn main() -> ExitCode {
     if let Some(code) = internal_main(std::env::args_os()) {
@@ -111,7 +111,7 @@ impl Node {
     /// Starts a program in a sliver, which is started if it does not run.
     fn enter(&self, login: &str, words: &[&str]) -> Result<Entered> {
         let run = Run::Program(words.iter().map(|word| (*word).to_owned()).collect());
-        let stdio = [Stdio::null(), Stdio::null(), Stdio::null()];
+        let stdio = [Stream::Null, Stream::Null, Stream::Null];
         Ok(self.slivers.enter(
             login,
             EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio },
@@ -120,7 +120,7 @@ impl Node {
 
     /// Runs a program in a sliver to its end, which has to be a good one.
     fn run(&self, login: &str, words: &[&str]) -> Result<()> {
-        let status = self.enter(login, words)?.child.wait()?;
+        let status = self.enter(login, words)?.session.wait()?;
         ensure!(status.success(), "{words:?} in {login}: {status}");
         Ok(())
     }

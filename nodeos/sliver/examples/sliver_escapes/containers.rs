@@ -1,38 +1,35 @@
 //! Containers in a sliver that may nest them, by the programs people make them with. `incoming/debs` on the disk holds those that the
 //! image lacks.
 
-use std::{
-    fs::{self, File},
-    process::Stdio,
-};
+use std::fs::{self, File};
 
 use anyhow::{Context, Result, ensure};
-use orrery_sliver::{EnterRequest, Run};
+use orrery_sliver::{EnterRequest, Run, Stream};
 
-use crate::{Node, TWO, perl};
+use crate::{Node, TWO, errors, perl};
 
 /// Makes containers of every kind.
 pub(crate) fn run(node: &Node) -> Result<()> {
     install(node)?;
     for (what, line, part) in CONTAINERS {
-        let text = inside(node, line, Stdio::null()).with_context(|| format!("container by {what}"))?;
+        let text = inside(node, line, Stream::Null).with_context(|| format!("container by {what}"))?;
         ensure!(text.contains(part), "{what}: wrote {text:?}");
         println!("    {what}: {}", text.lines().last().unwrap_or_default());
     }
     // Nothing of them is left to the sliver, nor to the node.
     ensure!(!fs::read_to_string("/proc/self/mountinfo")?.contains("fuse"), "a container's mount is the node's");
     ensure!(
-        inside(node, "ip -br link", Stdio::null())?.lines().all(|line| !line.starts_with("tun0")),
+        inside(node, "ip -br link", Stream::Null)?.lines().all(|line| !line.starts_with("tun0")),
         "a tunnel is the node's"
     );
     Ok(())
 }
 
 /// Runs a command line; returns what it wrote.
-fn inside(node: &Node, line: &str, input: Stdio) -> Result<String> {
-    let stdio = [input, Stdio::piped(), Stdio::inherit()];
+fn inside(node: &Node, line: &str, input: Stream) -> Result<String> {
+    let stdio = [input, Stream::Piped, errors()];
     let request = EnterRequest { run: Run::Command(line.into()), stdio, ..perl("") };
-    let output = node.slivers.enter(TWO, request)?.child.wait_with_output()?;
+    let output = node.slivers.enter(TWO, request)?.session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "{}, wrote {text:?}", output.status);
     Ok(text)
@@ -42,9 +39,9 @@ fn install(node: &Node) -> Result<()> {
     for entry in fs::read_dir("/data/incoming/debs").context("listing packages")? {
         let name = entry?.file_name();
         let package = File::open(std::path::Path::new("/data/incoming/debs").join(&name))?;
-        inside(node, &format!("cat > /run/{}", name.display()), package.into())?;
+        inside(node, &format!("cat > /run/{}", name.display()), Stream::Given(package.into()))?;
     }
-    inside(node, "dpkg -i /run/*.deb > /run/installed 2>&1 || { cat /run/installed; exit 1; }", Stdio::null()).map(drop)
+    inside(node, "dpkg -i /run/*.deb > /run/installed 2>&1 || { cat /run/installed; exit 1; }", Stream::Null).map(drop)
 }
 
 /// By what, how, and what it has to say.

@@ -18,6 +18,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     os::{
+        fd::AsFd,
         linux::net::SocketAddrExt,
         unix::{
             net::{SocketAddr, UnixDatagram, UnixListener},
@@ -25,7 +26,7 @@ use std::{
         },
     },
     path::Path,
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -34,7 +35,7 @@ use attempts::{ATTEMPTS, Attempt, Nested, PRELUDE, Proof};
 use nested::{NEST, NESTED_ATTEMPTS};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Extras, Rspec};
-use orrery_sliver::{EnterRequest, Entered, Pty, Run, SliverPaths, Slivers, internal_main};
+use orrery_sliver::{EnterRequest, Entered, Pty, Run, Session, SliverPaths, Slivers, Stream, internal_main};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount},
     thread::UnshareFlags,
@@ -94,7 +95,7 @@ fn run(nesting: bool) -> Result<()> {
     let _listening = (UnixListener::bind_addr(&stream?)?, UnixDatagram::bind_addr(&datagram?)?);
     // They are no other where containers are allowed.
     let unnoticed = if nesting { Vec::new() } else { controls(&tree)? };
-    let mut neighbour = slivers.enter(TWO, perl(NEIGHBOUR))?.child;
+    let mut neighbour = slivers.enter(TWO, perl(NEIGHBOUR))?.session;
     ensure!(listen(&mut neighbour)?.0, "the neighbour does not listen");
     let node = Node { slivers, fingerprint: fingerprint(&tree)?, tree, nesting };
 
@@ -207,16 +208,21 @@ fn clocks() -> Result<i64> {
     Ok(i64::try_from(now)? - up.tv_sec)
 }
 
+/// Where this program's own errors go.
+fn errors() -> Stream {
+    std::io::stderr().as_fd().try_clone_to_owned().map_or(Stream::Null, Stream::Given)
+}
+
 fn perl(program: &str) -> EnterRequest {
     let run = Run::Program(vec!["/usr/bin/perl".into(), "-e".into(), format!("{PRELUDE}{program}")]);
-    let stdio = [Stdio::null(), Stdio::piped(), Stdio::inherit()];
+    let stdio = [Stream::Null, Stream::Piped, errors()];
     EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio }
 }
 
 /// Reads what a program prints until it holds what it took, or ends. Returns whether it holds, and the lines.
-fn listen(child: &mut Child) -> Result<(bool, Vec<String>)> {
+fn listen(session: &mut Session) -> Result<(bool, Vec<String>)> {
     let mut lines = Vec::new();
-    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+    for line in BufReader::new(session.stdout.take().context("no output")?).lines() {
         let line = line?;
         if line == "holding" {
             return Ok((true, lines));
@@ -232,17 +238,17 @@ fn attempt_one(node: &Node, attempt: &Attempt) -> Result<String> {
     let in_namespaces = node.nesting && NESTED_ATTEMPTS.iter().all(|other| other.name != attempt.name);
     let reaches_its_own = in_namespaces && attempt.nested == Nested::Own;
     let nest = if in_namespaces { NEST } else { "" };
-    let Entered { mut child, .. } = node.slivers.enter(ONE, perl(&format!("{nest}{}", attempt.program)))?;
-    let (holds, lines) = listen(&mut child)?;
+    let Entered { mut session, .. } = node.slivers.enter(ONE, perl(&format!("{nest}{}", attempt.program)))?;
+    let (holds, lines) = listen(&mut session)?;
     let proof = if reaches_its_own { Ok(()) } else { prove(node, attempt.proof, &lines) };
-    let ended = if holds { None } else { Some(child.wait()?) };
+    let ended = if holds { None } else { Some(session.wait()?) };
     if matches!(attempt.proof, Proof::NeighbourCan(_) | Proof::NeighbourLives) {
         // With it goes what it holds.
         node.slivers.stop(ONE)?;
     } else if !reaches_its_own {
         ensure!(ended.is_some_and(|status| status.success()), "the program failed: {ended:?}, {lines:?}");
     }
-    child.wait()?;
+    session.wait()?;
     proof?;
     let after = state()?;
     for (what, was) in &before {
@@ -266,9 +272,10 @@ fn prove(node: &Node, proof: Proof, lines: &[String]) -> Result<()> {
             image_unchanged(node)?;
         }
         Proof::NeighbourCan(program) => {
-            let Entered { mut child, .. } = node.slivers.enter(TWO, perl(program)).context("entering the neighbour")?;
-            let (_, lines) = listen(&mut child)?;
-            ensure!(child.wait()?.success() && lines == ["can"], "the neighbour could not: {lines:?}");
+            let Entered { mut session, .. } =
+                node.slivers.enter(TWO, perl(program)).context("entering the neighbour")?;
+            let (_, lines) = listen(&mut session)?;
+            ensure!(session.wait()?.success() && lines == ["can"], "the neighbour could not: {lines:?}");
         }
         Proof::NeighbourLives => ensure!(node.slivers.is_running(TWO), "the neighbour died"),
     }
@@ -283,8 +290,8 @@ fn image_unchanged(node: &Node) -> Result<()> {
 /// Runs a command line in the escapist's sliver; returns its exit status and all it wrote.
 fn inside(node: &Node, line: &str) -> Result<(i32, String)> {
     let run = Run::Command(format!("exec 2>&1; {line}"));
-    let Entered { child, .. } = node.slivers.enter(ONE, EnterRequest { run, ..perl("") })?;
-    let output = child.wait_with_output()?;
+    let Entered { session, .. } = node.slivers.enter(ONE, EnterRequest { run, ..perl("") })?;
+    let output = session.wait_with_output()?;
     Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
@@ -339,18 +346,18 @@ fn ordinary_life(node: &Node) -> Result<()> {
 
 /// Sessions of one sliver are one system: they signal, trace and reach each other.
 fn sessions_meet(node: &Node) -> Result<()> {
-    let mut one = node.slivers.enter(ONE, perl(r#"listener(1, "\0mine"); hold($$)"#))?.child;
+    let mut one = node.slivers.enter(ONE, perl(r#"listener(1, "\0mine"); hold($$)"#))?.session;
     let (holds, lines) = listen(&mut one)?;
     let process = lines.first().and_then(|line| line.strip_prefix("took ")).context("no process number")?.to_owned();
     ensure!(holds, "{lines:?}");
     let program = format!(
         r#"reach("abstract socket", 1, "\0mine"); verdict("signal", kill 0, {process}); call("seizing", 101, 0x4206, {process}, 0, 0)"#
     );
-    let mut other = node.slivers.enter(ONE, perl(&program))?.child;
+    let mut other = node.slivers.enter(ONE, perl(&program))?.session;
     let (_, lines) = listen(&mut other)?;
     ensure!(other.wait()?.success() && lines.len() == 3, "{lines:?}");
     ensure!(lines.iter().all(|line| line.starts_with("DONE ")), "{lines:?}");
-    one.kill()?;
+    one.end()?;
     one.wait()?;
     Ok(())
 }
@@ -367,7 +374,7 @@ fn terminal(node: &Node) -> Result<()> {
         text.extend_from_slice(&buffer[..read]);
     }
     let text = String::from_utf8_lossy(&text);
-    let code = entered.child.wait()?.code();
+    let code = entered.session.wait()?.code();
     ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/"), "{code:?} {text:?}");
     Ok(())
 }

@@ -9,13 +9,13 @@ use std::{
     fs::{self, File},
     io::Read,
     path::Path,
-    process::{Child, ExitCode, Stdio},
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Rspec};
-use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, internal_main};
+use orrery_sliver::{EnterRequest, Entered, Run, Session, SliverPaths, Slivers, Stream, internal_main};
 use support::{fingerprint, prepare, spec};
 
 const VICTIM: &str = "test_victim";
@@ -59,12 +59,12 @@ fn main() -> ExitCode {
     internal_main(std::env::args_os()).unwrap_or_else(|| support::finish(run()))
 }
 
-fn enter(slivers: &Slivers, login: &str, line: &str) -> Result<Child> {
-    let stdio = [Stdio::null(), Stdio::piped(), Stdio::null()];
+fn enter(slivers: &Slivers, login: &str, line: &str) -> Result<Session> {
+    let stdio = [Stream::Null, Stream::Piped, Stream::Null];
     let run = Run::Command(format!("exec 2>&1; {line}"));
     let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
-    let Entered { child, .. } = slivers.enter(login, request)?;
-    Ok(child)
+    let Entered { session, .. } = slivers.enter(login, request)?;
+    Ok(session)
 }
 
 /// How many requests the victim served.

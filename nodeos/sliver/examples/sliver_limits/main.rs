@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, ExitCode, Stdio},
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Rspec};
-use orrery_sliver::{EnterRequest, Entered, Run, SliverPaths, Slivers, internal_main};
+use orrery_sliver::{EnterRequest, Entered, Run, Session, SliverPaths, Slivers, Stream, internal_main};
 use support::{fingerprint, prepare, spec};
 
 const MIB: u64 = 1 << 20;
@@ -81,12 +81,12 @@ impl Node {
         Ok(record.login())
     }
 
-    fn enter(&self, login: &str, line: &str) -> Result<Child> {
-        let stdio = [Stdio::null(), Stdio::piped(), Stdio::null()];
+    fn enter(&self, login: &str, line: &str) -> Result<Session> {
+        let stdio = [Stream::Null, Stream::Piped, Stream::Null];
         let run = Run::Command(format!("exec 2>&1; {line}"));
         let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
-        let Entered { child, .. } = self.slivers.enter(login, request)?;
-        Ok(child)
+        let Entered { session, .. } = self.slivers.enter(login, request)?;
+        Ok(session)
     }
 
     /// What a command line in a sliver wrote.
@@ -203,7 +203,7 @@ fn change(node: &Node) -> Result<()> {
     ensure!(row("Max locked memory") == ["2097152", "2097152"], "a process that runs has {limits}");
     let inside = node.said(login, "echo $(ulimit -Sn) $(ulimit -Hn)")?;
     ensure!(inside == "800 800", "inside, limits of a new process are {inside}");
-    sleeper.kill()?;
+    sleeper.end()?;
     sleeper.wait()?;
     // What a node manager did not come to before it died, the next one does.
     fs::write(format!("{GROUP}/{login}/pids.max"), "9")?;
@@ -226,13 +226,13 @@ const HOG: &str = "while :; do :; done";
 
 fn capped(node: &Node) -> Result<()> {
     let login = node.start("capped", Rspec { cpu_cap_pct: 20, ..Rspec::default() })?;
-    let mut hog = node.enter(&login, HOG)?;
+    let hog = node.enter(&login, HOG)?;
     let (start, before) = (Instant::now(), took(&login)?);
     thread::sleep(A_WHILE);
     let share = (took(&login)? - before) as f64 / start.elapsed().as_micros() as f64;
     println!("    {:.1} % of a CPU, capped at 20", share * 100.0);
     ensure!((0.10..0.22).contains(&share), "it took {share}");
-    hog.kill()?;
+    hog.end()?;
     hog.wait()?;
     node.slivers.stop(&login)?;
     Ok(())
@@ -272,8 +272,8 @@ fn guaranteed(node: &Node) -> Result<()> {
     );
     ensure!(without < 0.25, "a seventh is its share");
     ensure!(with > 0.40 * 0.95, "the guarantee is not kept");
-    for mut hog in hogs.drain(..) {
-        hog.kill()?;
+    for hog in hogs.drain(..) {
+        hog.end()?;
         hog.wait()?;
     }
     crowd.iter().chain([&login]).try_for_each(|login| node.slivers.stop(login))?;
@@ -325,7 +325,7 @@ fn throttled(node: &Node) -> Result<()> {
     node.slivers.apply_limits(&login, capped)?;
     let sync = "dd if=/dev/zero of=/root/synced bs=4k count=1 conv=fsync";
     let alone = node.timed(&neighbour, sync)?;
-    let mut writer = node.enter(&login, "dd if=/dev/zero of=/root/cached bs=1M count=16 conv=fsync")?;
+    let writer = node.enter(&login, "dd if=/dev/zero of=/root/cached bs=1M count=16 conv=fsync")?;
     let mut worst = Duration::ZERO;
     while writer.try_wait()?.is_none() {
         worst = worst.max(node.timed(&neighbour, sync)?);
@@ -362,7 +362,7 @@ fn weighed(node: &Node) -> Result<()> {
         }
     }
     for hog in &mut hogs {
-        hog.kill()?;
+        hog.end()?;
         hog.wait()?;
     }
     [&heavy, &light].into_iter().try_for_each(|login| node.slivers.stop(login))?;

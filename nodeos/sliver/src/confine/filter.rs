@@ -1,95 +1,150 @@
-//! The table of calls as programs for the kernel.
+//! The table of calls as a program for the kernel.
 //!
-//! A program of seccompiler's has one answer for what its rules match, so that there is one for each answer of the table. Each
-//! ends a process that calls by another architecture's numbers, that is, a program of 32 bits.
+//! It is one program, which finds a call by halving: when it is loaded the kernel runs it once for each call there is, to learn which
+//! are always allowed, and later for every other call that a sliver makes. A program that looks at one call after the other, and
+//! another for each answer, took a fifth of a sliver's start.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ptr};
 
-use libc::sock_filter;
-use rustix::io::Errno;
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use libc::{c_long, sock_filter};
 
 use super::calls::{Is, LAST_REVIEWED, Nested, REFUSALS, Refusal, Test, UNLESS_BROKERED};
 
-/// All programs, for a sliver that may nest containers or may not, and has a broker of sockets or has none. Their order is of no
-/// consequence.
-pub(super) fn programs(nesting: bool, brokered: bool) -> Result<Vec<Vec<sock_filter>>, BackendError> {
-    let rows = REFUSALS.iter().chain(UNLESS_BROKERED.iter().filter(|_| !brokered));
-    let rows: Vec<_> = rows.filter(|row| !nesting || row.where_nested == Nested::Refused).collect();
-    let mut answers: Vec<Errno> = rows.iter().map(|row| row.answer).collect();
-    answers.sort_unstable_by_key(|answer| answer.raw_os_error());
-    answers.dedup();
-    answers.into_iter().map(|answer| refusing(&rows, answer)).chain([Ok(unreviewed())]).collect()
+/// What the kernel calls the numbering of calls that this table is about.
+const X86_64: u32 = 0xc000_003e;
+/// Where a filter sees what.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+const ALLOW: sock_filter = answer(libc::SECCOMP_RET_ALLOW);
+
+const fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt, jf, k }
 }
 
-/// Those of `rows` with this answer.
-fn refusing(rows: &[&Refusal], answer: Errno) -> Result<Vec<sock_filter>, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for row in rows.iter().filter(|row| row.answer == answer) {
+const fn load(offset: u32) -> sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset)
+}
+
+/// The lower half of an argument, from 0.
+const fn load_argument(number: u8) -> sock_filter {
+    load(ARGUMENTS + 8 * number as u32)
+}
+
+const fn mask(bits: u32) -> sock_filter {
+    instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, bits)
+}
+
+/// A comparison of what was loaded, with how many instructions are passed over if it is so, or is not.
+const fn is(value: u32, jt: u8, jf: u8) -> sock_filter {
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, value)
+}
+
+const fn answer(value: u32) -> sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, value)
+}
+
+/// The program for a sliver that may nest containers or may not, and has a broker of sockets or has none. It ends a process that calls
+/// by another architecture's numbers, that is, a program of 32 bits. What the table's author has not seen does not exist; numbers of
+/// the x32 kind are large and fall under this too.
+pub(super) fn program(nesting: bool, brokered: bool) -> Vec<sock_filter> {
+    let rows = REFUSALS.iter().chain(UNLESS_BROKERED.iter().filter(|_| !brokered));
+    let mut calls: BTreeMap<c_long, Vec<&Refusal>> = BTreeMap::new();
+    for row in rows.filter(|row| !nesting || row.where_nested == Nested::Refused) {
         for (_, number) in row.calls {
-            let cases = rules.entry(*number).or_default();
-            for tests in row.when {
-                cases.push(SeccompRule::new(tests.iter().map(condition).collect::<Result<_, _>>()?)?);
-            }
+            calls.entry(*number).or_default().push(row);
         }
     }
-    let refuse = SeccompAction::Errno(answer.raw_os_error().unsigned_abs());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64)?;
-    let program = BpfProgram::try_from(filter)?;
-    Ok(program.into_iter().map(|i| sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect())
+    let mut ranges: Vec<Range<'_>> = vec![(0, Vec::new())];
+    for (number, rows) in calls {
+        let number = number as u32;
+        ranges.pop_if(|(first, _)| *first == number);
+        if !ranges.last().is_some_and(|(_, last)| {
+            last.iter().copied().map(ptr::from_ref).eq(rows.iter().copied().map(ptr::from_ref))
+        }) {
+            ranges.push((number, rows));
+        }
+        ranges.push((number + 1, Vec::new()));
+    }
+    let mut program = vec![
+        load(ARCHITECTURE),
+        is(X86_64, 1, 0),
+        answer(libc::SECCOMP_RET_KILL_PROCESS),
+        load(NUMBER),
+        instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, LAST_REVIEWED as u32),
+        answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+    ];
+    program.extend(find(&ranges));
+    program
 }
 
-fn condition(&(argument, is): &Test) -> Result<SeccompCondition, BackendError> {
-    let (operation, value) = match is {
-        Is::Equal(value) => (SeccompCmpOp::Eq, value),
-        Is::Not(value) => (SeccompCmpOp::Ne, value),
-        Is::With(bits) => (SeccompCmpOp::MaskedEq(bits.into()), bits),
+/// Calls from this number on, up to the next range's, and what refuses them.
+type Range<'a> = (u32, Vec<&'a Refusal>);
+
+/// Finds the range that the number which was loaded is in, and goes on with what judges it.
+fn find(ranges: &[Range<'_>]) -> Vec<sock_filter> {
+    if let [] | [_] = ranges {
+        return judge(ranges.first().map_or(&[], |(_, rows)| rows));
+    }
+    let (lower, upper) = ranges.split_at(ranges.len() / 2);
+    let (first, lower, upper) = (upper[0].0, find(lower), find(upper));
+    let is_upper = |jt, jf| instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, jt, jf, first);
+    let compare = match u8::try_from(upper.len()) {
+        Ok(length) => vec![is_upper(0, length)],
+        // By a jump of its own, which reaches farther than a comparison's.
+        Err(_) => vec![is_upper(1, 0), instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, upper.len() as u32)],
     };
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value.into())
+    [compare, upper, lower].concat()
+}
+
+/// Refuses calls in the cases of these rows, one after the other, and allows them in all others.
+fn judge(rows: &[&Refusal]) -> Vec<sock_filter> {
+    let mut program = Vec::new();
+    for row in rows {
+        let refuse = answer(libc::SECCOMP_RET_ERRNO | row.answer.raw_os_error().unsigned_abs());
+        if row.when.is_empty() {
+            program.push(refuse);
+            return program;
+        }
+        for tests in row.when {
+            program.extend(unless(tests, refuse));
+        }
+    }
+    program.push(ALLOW);
+    program
+}
+
+/// Goes to `then` if all of the tests pass, and past it otherwise.
+fn unless(tests: &[Test], then: sock_filter) -> Vec<sock_filter> {
+    // From the last on, since each passes over those that follow.
+    tests.iter().rev().fold(vec![then], |rest, &(argument, test)| {
+        let past = rest.len() as u8;
+        let compare = match test {
+            Is::Equal(value) => vec![is(value, 0, past)],
+            Is::Not(value) => vec![is(value, past, 0)],
+            Is::With(bits) => vec![mask(bits), is(bits, 0, past)],
+        };
+        [vec![load_argument(argument)], compare, rest].concat()
+    })
 }
 
 /// The calls that a broker answers: for packet sockets, and for raw ones of both versions of IP.
 pub(super) fn handed_over() -> Vec<sock_filter> {
-    const fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
-        sock_filter { code: code as u16, jt, jf, k }
-    }
-    const fn load(offset: u32) -> sock_filter {
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset)
-    }
-    const fn is(value: i32, jt: u8, jf: u8) -> sock_filter {
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, value as u32)
-    }
-    const FIRST_ARGUMENT: u32 = 16;
-    const SECOND_ARGUMENT: u32 = 24;
     // The flags in a socket's type are above these bits.
     const TYPE: u32 = 0xf;
     vec![
-        load(0),
-        is(libc::SYS_socket as i32, 0, 8),
-        load(FIRST_ARGUMENT),
-        is(libc::AF_PACKET, 5, 0),
-        is(libc::AF_INET, 1, 0),
-        is(libc::AF_INET6, 0, 4),
-        load(SECOND_ARGUMENT),
-        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, TYPE),
-        is(libc::SOCK_RAW, 0, 1),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ]
-}
-
-/// What the table's author has not seen does not exist. Numbers of the x32 kind are large and fall under this too.
-fn unreviewed() -> Vec<sock_filter> {
-    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
-    vec![
-        // The call's number is first in what a filter sees.
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, LAST_REVIEWED as u32),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        load(NUMBER),
+        is(libc::SYS_socket as u32, 0, 8),
+        load_argument(0),
+        is(libc::AF_PACKET as u32, 5, 0),
+        is(libc::AF_INET as u32, 1, 0),
+        is(libc::AF_INET6 as u32, 0, 4),
+        load_argument(1),
+        mask(TYPE),
+        is(libc::SOCK_RAW as u32, 0, 1),
+        answer(libc::SECCOMP_RET_USER_NOTIF),
+        ALLOW,
     ]
 }
 
@@ -97,10 +152,9 @@ fn unreviewed() -> Vec<sock_filter> {
 mod tests {
     use super::{super::calls::When, *};
 
-    const X86_64: u32 = 0xc000_003e;
     const I386: u32 = 0x4000_0003;
 
-    /// Runs a program as the kernel does; the instructions are those that seccompiler makes.
+    /// Runs a program as the kernel does; the instructions are those that are made here.
     fn run(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = [number, architecture, 0, 0].to_vec();
         data.extend(arguments.iter().flat_map(|a| [*a as u32, (*a >> 32) as u32]));
@@ -122,20 +176,14 @@ mod tests {
         }
     }
 
-    /// The strictest answer, which has the smallest number if taken with its sign.
     fn answer(nesting: bool, architecture: u32, number: u32, arguments: &[u64]) -> u32 {
-        strictest(programs(nesting, false), architecture, number, arguments)
+        strictest(&[program(nesting, false)], architecture, number, arguments)
     }
 
-    fn strictest(
-        programs: Result<Vec<Vec<sock_filter>>, BackendError>,
-        architecture: u32,
-        number: u32,
-        arguments: &[u64],
-    ) -> u32 {
+    /// The strictest answer, which has the smallest number if taken with its sign.
+    fn strictest(programs: &[Vec<sock_filter>], architecture: u32, number: u32, arguments: &[u64]) -> u32 {
         let mut all = [0; 6];
         all[..arguments.len()].copy_from_slice(arguments);
-        let programs = programs.expect("compiling");
         programs.iter().map(|p| run(p, architecture, number, all)).min_by_key(|a| *a as i32).expect("a program")
     }
 
@@ -184,11 +232,8 @@ mod tests {
     #[test]
     fn a_broker_gets_its_calls_and_no_other() {
         let check = |call: libc::c_long, arguments: &[u64], expect: u32| {
-            let programs = programs(false, true).map(|mut all| {
-                all.push(handed_over());
-                all
-            });
-            assert_eq!(strictest(programs, X86_64, call as u32, arguments), expect, "{call} {arguments:x?}");
+            let programs = [program(false, true), handed_over()];
+            assert_eq!(strictest(&programs, X86_64, call as u32, arguments), expect, "{call} {arguments:x?}");
         };
         let refused = libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32;
         let (handed, allowed) = (libc::SECCOMP_RET_USER_NOTIF, libc::SECCOMP_RET_ALLOW);

@@ -29,9 +29,7 @@ pub(crate) fn confine(nesting: bool, broker: Option<Broker>) -> io::Result<()> {
     capabilities::bound(kept)?;
     // Before the capability that these two need goes.
     scope::enter().map_err(io::Error::other)?;
-    for program in filter::programs(nesting, broker.is_some()).map_err(io::Error::other)? {
-        seccomp::install(&program)?;
-    }
+    seccomp::install(&filter::program(nesting, broker.is_some()))?;
     if let Some(broker) = broker {
         broker.give(seccomp::install_with_listener(&filter::handed_over())?)?;
     }
