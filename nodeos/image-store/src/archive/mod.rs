@@ -78,6 +78,19 @@ pub struct Entry<'a, R> {
     pub content: Content<Stored<'a, R>>,
 }
 
+impl<R> Entry<'_, R> {
+    /// Refuses an owner that no sliver has. Hard links and devices have none of their own.
+    ///
+    /// # Errors
+    /// [`ImportError::Owner`].
+    pub fn check_owner(&self) -> Result<(), ImportError> {
+        match self.kind {
+            Kind::HardLink(_) | Kind::Device(_) => Ok(()),
+            Kind::File | Kind::Directory | Kind::Symlink(_) => self.metadata.check_owner(&self.name),
+        }
+    }
+}
+
 /// A tar archive that is read from a stream, up to a limit.
 #[derive(Debug)]
 pub struct Archive<R> {
