@@ -36,6 +36,13 @@ mod socket;
 mod user;
 mod weights;
 
+/// Parsers that are private otherwise, for the fuzz targets.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::snapshot::fuzzing::reimport;
+}
+
 pub use cgroup::Activity;
 pub use enter::{EnterRequest, Entered, Pty, Run};
 pub use error::SliverError;
