@@ -30,6 +30,8 @@ const HEADER_BYTES: u64 = 1 << 20;
 /// Entries of one archive.
 const ENTRIES: u64 = 2_000_000;
 const BLOCK: u64 = 512;
+/// Beyond what any archive has, and far from where adding up sizes would overflow.
+const MAX_BYTES: u64 = 1 << 62;
 
 /// What kind of file an entry describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +115,7 @@ pub struct Archive<R> {
 impl<R: Read> Archive<R> {
     /// At its beginning. It may have `limit` bytes with its holes.
     pub fn new(stream: R, limit: u64) -> Self {
-        let keeps = keeps_attribute;
+        let (keeps, limit) = (keeps_attribute, limit.min(MAX_BYTES));
         Self { stream, limit, keeps, position: 0, holes: 0, entries: 0, content: 0, padding: 0, hollow: false }
     }
 
