@@ -26,6 +26,7 @@ mod leftovers;
 mod limits;
 mod log;
 mod node;
+mod ports;
 mod record;
 mod remove;
 mod rlimits;
