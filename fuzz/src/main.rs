@@ -11,6 +11,7 @@ use std::{env, sync::LazyLock};
 use libfuzzer_sys::fuzz_target;
 
 mod boot;
+mod images;
 mod ipmi;
 mod network;
 mod signed;
@@ -20,7 +21,7 @@ mod storage;
 type Target = fn(&[u8]) -> bool;
 
 /// Every target by name; its seeds are in `corpus/<name>/`, and those that have to be good are named `good-…`.
-const TARGETS: [(&str, Target); 21] = [
+const TARGETS: [(&str, Target); 27] = [
     ("node-config", storage::node_config),
     ("config-area", storage::config_area),
     ("disk-probe", storage::disk_probe),
@@ -42,6 +43,12 @@ const TARGETS: [(&str, Target); 21] = [
     ("events", boot::events),
     ("handover", boot::handover),
     ("cpio", boot::cpio),
+    ("image-archive", images::image_archive),
+    ("image-layers", images::image_layers),
+    ("image-listing", images::image_listing),
+    ("image-import", images::image_import),
+    ("sliver-export", images::sliver_export),
+    ("layer-task", network::layer_task),
 ];
 
 /// Whether every input has to be good: then the corpus is checked, not the parser.

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, io::Read};
 
 use orrery_bootstage::network::dhcp;
-use orrery_protocol::{ArtifactRef, Digest, Enrolled, Refusal, WantedState};
+use orrery_protocol::{ArtifactRef, Digest, Enrolled, LayerTask, Refusal, SliverSpec, WantedState};
 use orrery_transport::TransportError;
 use smoltcp::{
     phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken},
@@ -14,9 +14,23 @@ use smoltcp::{
 /// Bodies of central's answers, as the client parses them.
 pub(crate) fn answers(bytes: &[u8]) -> bool {
     let refusal = serde_json::from_slice::<Refusal>(bytes).is_ok();
-    let wanted = serde_json::from_slice::<WantedState>(bytes).is_ok();
     let enrolled = serde_json::from_slice::<Enrolled>(bytes).is_ok();
-    refusal || wanted || enrolled
+    let Ok(wanted) = serde_json::from_slice::<WantedState>(bytes) else { return refusal || enrolled };
+    let again = serde_json::to_vec(&wanted).expect("what was parsed can be written");
+    assert_eq!(serde_json::from_slice::<WantedState>(&again).expect("what was written can be parsed"), wanted);
+    let runs = |SliverSpec { rspec, startup, .. }: &SliverSpec| {
+        let _ = rspec.inodes();
+        rspec.check().is_ok() && startup.check().is_ok()
+    };
+    wanted.slivers.iter().all(runs)
+}
+
+/// The name of a subsystem that a slice's users ask the ssh gate for.
+pub(crate) fn layer_task(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let Ok(task) = text.parse::<LayerTask>() else { return false };
+    assert_eq!(task.to_string().parse(), Ok(task));
+    true
 }
 
 /// A whole answer, from its status on, to each kind of request: none yields more than was asked for.

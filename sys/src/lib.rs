@@ -1,5 +1,6 @@
 //! Safe, fd-typed wrappers for the system calls rustix and nix lack.
 pub mod block;
+pub mod bpf;
 pub mod descriptor;
 pub mod kexec;
 pub mod namespace;

@@ -8,6 +8,8 @@ use std::{
 use orrery_protocol::Digest;
 use rustix::io::Errno;
 
+use crate::object::OWNERS;
+
 /// Why an image was not imported. No tree is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -29,6 +31,20 @@ pub enum ImportError {
         path: PathBuf,
         /// What it tries.
         reason: &'static str,
+    },
+    /// An entry whose owner nobody in a sliver could be.
+    #[error(
+        "refusing image entry {}: it belongs to {whose} {id}, and slivers have users and groups 0 to {}; give it another owner, \
+         in the system that the image is made of",
+        path.display(), OWNERS - 1
+    )]
+    Owner {
+        /// The entry's name.
+        path: PathBuf,
+        /// `user` or `group`.
+        whose: &'static str,
+        /// Its number.
+        id: u32,
     },
     /// More than the caller or the store allows.
     #[error("the image has more than {limit} {of}")]

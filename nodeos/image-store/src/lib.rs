@@ -39,7 +39,7 @@ pub use crate::{
     fetch::{Fetched, Supply},
     import::{Imported, put_sparse},
     listing::{list, lists, write_contents},
-    object::{Examined, Metadata, SEALED_FROM},
+    object::{Examined, Metadata, OWNERS, SEALED_FROM},
 };
 
 /// The end of an unfinished tree's name.

@@ -24,7 +24,7 @@ const CONTENT_LEVEL: i32 = 6;
 /// chunk may be, packed or not. `None`: it is another archive. Unpacked it may have up to `limit` bytes. Same archive, same bytes.
 ///
 /// # Errors
-/// The archive is damaged, hostile or too large.
+/// The archive is damaged, hostile or too large, or an owner in it is none that slivers have.
 pub fn list(archive: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ImportError> {
     let Some(frames) = frames(archive) else { return Ok(None) };
     let unpacked = || zstd::Decoder::new(archive).map_err(ImportError::Reading);
@@ -32,6 +32,7 @@ pub fn list(archive: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ImportError> 
     let mut entries = Archive::new(unpacked()?, limit);
     let mut buffer = vec![0; 1 << 16];
     while let Some(mut entry) = entries.next()? {
+        entry.check_owner()?;
         stored.push(entry.position..entry.position + entry.stored);
         if entry.kind == Kind::File {
             let mut hasher = entry.metadata.hasher(entry.size);

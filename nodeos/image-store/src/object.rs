@@ -10,12 +10,17 @@ use orrery_protocol::{Digest, Sha256};
 use orrery_sys::verity::enable_verity;
 use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens};
 
+use crate::{ImportError, archive::display};
+
 /// Hashed before everything else. To be changed whenever what is hashed changes.
 const FORMAT: &[u8] = b"orrery object 1\n";
 
 /// Files of this size in bytes, and larger ones, are sealed where the file system can. It takes a block or two of a sealed file's
 /// own, and writing out each file by itself (`ARCHITECTURE.md`, *Decisions*, has the figures).
 pub const SEALED_FROM: u64 = 16 << 10;
+
+/// How many users, and groups, a sliver has: from 0 on. What somebody else owned could be seen inside, and nothing more.
+pub const OWNERS: u32 = 65_536;
 
 /// What a file has besides its content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -68,6 +73,17 @@ impl Metadata {
             }
         }
         hasher
+    }
+
+    /// Refuses an owner that no sliver has. `name` is the entry's.
+    ///
+    /// # Errors
+    /// [`ImportError::Owner`].
+    pub fn check_owner(&self, name: &[u8]) -> Result<(), ImportError> {
+        match [("user", self.owner), ("group", self.group)].into_iter().find(|(_, id)| *id >= OWNERS) {
+            Some((whose, id)) => Err(ImportError::Owner { path: display(name), whose, id }),
+            None => Ok(()),
+        }
     }
 
     /// Gives the file or directory all of it. Changing the owner clears set-id bits and capabilities, so the owner

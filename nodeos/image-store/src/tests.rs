@@ -9,12 +9,16 @@ use std::{
     process::Command,
 };
 
-use orrery_protocol::Digest;
+use orrery_protocol::{ArtifactRef, Digest, Listing};
 use proptest::prelude::*;
 use tar::EntryType;
 use tempfile::TempDir;
 
-use crate::{ImportError, Imported, Store};
+use crate::{
+    ImportError, Imported, Metadata, Store,
+    archive::write::{What, end, head},
+    list,
+};
 
 pub(crate) const LIMIT: u64 = 1 << 30;
 pub(crate) const DIRECTORY: EntryType = EntryType::Directory;
@@ -94,6 +98,43 @@ fn images_share_what_they_have_in_common() {
         assert_eq!(store.tree(&image), None);
     }
     assert_eq!(objects(root.path()), 0);
+}
+
+#[test]
+fn owners_that_no_sliver_has_are_refused() {
+    let check = |owner: u32, group: u32, expect: Option<(&str, u32)>| {
+        let (root, store) = store();
+        let mut plain = Vec::new();
+        let metadata = Metadata { owner, group, ..Metadata::default() };
+        head(&mut plain, b"link", &metadata, What::Symlink(b"target")).unwrap();
+        end(&mut plain).unwrap();
+        let archive = zstd::bulk::compress(&plain, 1).unwrap();
+        let image = ArtifactRef { sha256: Digest::of(&archive), size: archive.len() as u64 };
+        let frame = (u32::try_from(archive.len()).unwrap(), u32::try_from(plain.len()).unwrap());
+        let listing = Listing::encode(&[frame], &[], &archive).unwrap();
+        let listing = Listing::parse(&listing, &image).unwrap();
+        let nothing = &mut |_: &[u32]| Err(io::ErrorKind::NotFound.into());
+        for result in [
+            store.import(archive.as_slice(), &image.sha256, LIMIT).err(),
+            store.fetch(&image.sha256, &listing, LIMIT, nothing).err(),
+            list(&archive, LIMIT).err(),
+        ] {
+            match (result, expect) {
+                (Some(ImportError::Owner { path, whose, id }), Some(expect)) => {
+                    assert_eq!((path.as_path(), (whose, id)), (Path::new("link"), expect));
+                }
+                (result, expect) => assert!(result.is_none() && expect.is_none(), "{result:?}"),
+            }
+        }
+        assert_eq!(store.tree(&image.sha256).is_some(), expect.is_none());
+        drop(root);
+    };
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    check(me.0, me.1, None);
+    check(65_536, 0, Some(("user", 65_536)));
+    check(0, 65_536, Some(("group", 65_536)));
+    // To the kernel, that a file's owner is to stay what it is.
+    check(u32::MAX, 0, Some(("user", u32::MAX)));
 }
 
 #[test]

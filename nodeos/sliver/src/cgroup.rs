@@ -17,6 +17,7 @@ use rustix::{
 use crate::{
     disk,
     error::{At, SliverError},
+    ports,
 };
 
 /// The leaf of the node's process that makes sockets for an administrative sliver.
@@ -114,6 +115,10 @@ impl ControlGroup {
         }
         set("cgroup.subtree_control", "+memory +pids", "")?;
         let init = self.init();
+        if !init.exists() {
+            // Nothing has run in it yet. Done again later, it would forget what it has counted.
+            ports::limit(&self.path).at("limiting the sockets of", &self.path)?;
+        }
         fs::create_dir_all(&init).at("making", &init)
     }
 

@@ -26,6 +26,7 @@ mod leftovers;
 mod limits;
 mod log;
 mod node;
+mod ports;
 mod record;
 mod remove;
 mod rlimits;
@@ -35,6 +36,13 @@ mod snapshot;
 mod socket;
 mod user;
 mod weights;
+
+/// Parsers that are private otherwise, for the fuzz targets.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::snapshot::fuzzing::reimport;
+}
 
 pub use cgroup::Activity;
 pub use enter::{EnterRequest, Entered, Pty, Run, Session, Stream};

@@ -10,6 +10,10 @@ const SYSCTLS: &[(&str, &str)] = &[
     // Port 22 and those below stay the node's, or a sliver could take the gate's place while that restarts.
     ("net/ipv4/ip_unprivileged_port_start", "23"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
+    // What holds ports of the node when nobody's socket does any more, all slivers together: see `ports`. Beyond that, such
+    // connections end at once.
+    ("net/ipv4/tcp_max_tw_buckets", "8192"),
+    ("net/ipv4/tcp_max_orphans", "8192"),
     // What the kernel says is the node's business.
     ("kernel/dmesg_restrict", "1"),
     ("kernel/kptr_restrict", "2"),

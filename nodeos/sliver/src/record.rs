@@ -6,13 +6,14 @@ use std::{
     path::Path,
 };
 
+use orrery_image_store::OWNERS;
 use orrery_protocol::SliverSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{At, SliverError};
 
 /// Identities a sliver has.
-pub(crate) const IDS: u32 = 65_536;
+pub(crate) const IDS: u32 = OWNERS;
 /// Ranges of that size after the node's own.
 pub(crate) const MAX_INDEX: u32 = 65_533;
 

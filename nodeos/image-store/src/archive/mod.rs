@@ -30,6 +30,8 @@ const HEADER_BYTES: u64 = 1 << 20;
 /// Entries of one archive.
 const ENTRIES: u64 = 2_000_000;
 const BLOCK: u64 = 512;
+/// Beyond what any archive has, and far from where adding up sizes would overflow.
+const MAX_BYTES: u64 = 1 << 62;
 
 /// What kind of file an entry describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +80,19 @@ pub struct Entry<'a, R> {
     pub content: Content<Stored<'a, R>>,
 }
 
+impl<R> Entry<'_, R> {
+    /// Refuses an owner that no sliver has. Hard links and devices have none of their own.
+    ///
+    /// # Errors
+    /// [`ImportError::Owner`].
+    pub fn check_owner(&self) -> Result<(), ImportError> {
+        match self.kind {
+            Kind::HardLink(_) | Kind::Device(_) => Ok(()),
+            Kind::File | Kind::Directory | Kind::Symlink(_) => self.metadata.check_owner(&self.name),
+        }
+    }
+}
+
 /// A tar archive that is read from a stream, up to a limit.
 #[derive(Debug)]
 pub struct Archive<R> {
@@ -100,7 +115,7 @@ pub struct Archive<R> {
 impl<R: Read> Archive<R> {
     /// At its beginning. It may have `limit` bytes with its holes.
     pub fn new(stream: R, limit: u64) -> Self {
-        let keeps = keeps_attribute;
+        let (keeps, limit) = (keeps_attribute, limit.min(MAX_BYTES));
         Self { stream, limit, keeps, position: 0, holes: 0, entries: 0, content: 0, padding: 0, hollow: false }
     }
 

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    Metadata,
+    archive::write::{What, head},
     list,
     tests::{DIRECTORY, FILE, LIMIT, LINK, Member, SYMLINK, archive, objects, store},
     write_contents,
@@ -261,6 +263,20 @@ fn other_archives_have_no_listing() {
     let large = archive(&[("a", FILE, &"x".repeat(2 << 20))]);
     assert_eq!(list(&zstd::bulk::compress(&large, 1).unwrap(), LIMIT).unwrap(), None);
     assert!(list(&zstd::bulk::compress(b"no archive", 1).unwrap(), LIMIT).is_err());
+}
+
+#[test]
+fn sizes_that_do_not_add_up_are_refused() {
+    let mut skeleton = Vec::new();
+    for size in [u64::MAX - 2048, 0] {
+        head(&mut skeleton, b"a", &Metadata::default(), What::File { size }).unwrap();
+    }
+    let skeleton = zstd::bulk::compress(&skeleton, 1).unwrap();
+    let published = Published::of(&[]);
+    let listing = Listing::encode(&[], &[Digest([1; 32]); 2], &skeleton).unwrap();
+    let listing = Listing::parse(&listing, &ArtifactRef { size: 0, ..published.image.clone() }).unwrap();
+    let error = write_contents(&published.archive, &listing, &[1], LIMIT, io::sink()).unwrap_err();
+    assert!(matches!(error, ImportError::TooLarge { .. }), "{error}");
 }
 
 proptest! {

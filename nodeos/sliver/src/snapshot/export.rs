@@ -60,7 +60,7 @@ impl Work<'_> {
     }
 }
 
-fn write(
+pub(super) fn write(
     manifest: &ExportManifest,
     layer: &Path,
     range: Range,

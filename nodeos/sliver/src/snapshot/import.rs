@@ -54,7 +54,7 @@ fn reading(error: std::io::Error) -> SnapshotError {
     SnapshotError::Reading(error)
 }
 
-fn manifest(archive: &mut Archive<impl Read>) -> Result<ExportManifest, SnapshotError> {
+pub(super) fn manifest(archive: &mut Archive<impl Read>) -> Result<ExportManifest, SnapshotError> {
     let unlike = |path: &[u8], reason| Err(refused(path, reason));
     let Some(mut entry) = archive.next()? else { return unlike(b"", "it is empty") };
     if entry.name != EXPORT_MANIFEST.as_bytes() || entry.kind != Kind::File || entry.size > MANIFEST_BYTES {
@@ -73,7 +73,7 @@ fn manifest(archive: &mut Archive<impl Read>) -> Result<ExportManifest, Snapshot
     serde_json::from_slice(&text).or_else(|_| unlike(EXPORT_MANIFEST.as_bytes(), "it makes no sense"))
 }
 
-fn unpack(
+pub(super) fn unpack(
     mut archive: Archive<impl Read>,
     staged: &Path,
     range: Range,

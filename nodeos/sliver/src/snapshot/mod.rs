@@ -10,6 +10,8 @@
 
 mod error;
 mod export;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod identity;
 mod import;
 mod layer;
