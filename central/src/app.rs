@@ -36,6 +36,8 @@ use crate::{
 const MAX_BODY: usize = 8 << 20;
 /// Any request but an artifact's is answered within this, its body included.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// The body of a request that is refused may take so long.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -52,6 +54,7 @@ pub(crate) fn router(app: App) -> Router {
     let artifact = Router::new()
         .route("/v1/artifacts/{sha256}", get(node_api::artifact).put(admin_api::put_artifact))
         .route("/v1/artifacts/{sha256}", delete(collect_api::remove_artifact))
+        .route_layer(middleware::from_fn_with_state(app.clone(), changes_by_operators))
         .route_layer(middleware::from_fn(audit));
     let node = Router::new()
         .route("/v1/node/contact", post(node_api::contact))
@@ -87,6 +90,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/releases", get(admin_api::list_releases).put(admin_api::put_release))
         .route("/v1/scripts", get(admin_api::list_scripts).put(admin_api::put_script))
         .merge(power())
+        .route_layer(middleware::from_fn_with_state(app.clone(), changes_by_operators))
         .route_layer(middleware::from_fn(audit))
         .route_layer(middleware::from_fn(deadline));
     Router::new()
@@ -123,6 +127,23 @@ async fn deadline(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "the request took too long").into_response(),
+    }
+}
+
+/// Refuses changes by others once their body is here: a client that is still sending would see a broken connection instead of
+/// the refusal.
+async fn changes_by_operators(State(app): Shared, request: Request, next: Next) -> Response {
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return next.run(request).await;
+    }
+    let (mut parts, body) = request.into_parts();
+    match Operator::from_request_parts(&mut parts, &app).await {
+        Ok(_) => next.run(Request::from_parts(parts, body)).await,
+        Err(refusal) => {
+            // More than this is not worth waiting for.
+            let _ = tokio::time::timeout(DRAIN, axum::body::to_bytes(body, 64 * 1024)).await;
+            refusal.into_response()
+        }
     }
 }
 
