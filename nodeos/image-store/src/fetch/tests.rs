@@ -274,7 +274,7 @@ fn sizes_that_do_not_add_up_are_refused() {
     let skeleton = zstd::bulk::compress(&skeleton, 1).unwrap();
     let published = Published::of(&[]);
     let listing = Listing::encode(&[], &[Digest([1; 32]); 2], &skeleton).unwrap();
-    let listing = Listing::parse(&listing, &ArtifactRef { size: 0, ..published.image.clone() }).unwrap();
+    let listing = Listing::parse(&listing, &ArtifactRef { size: 0, ..published.image }).unwrap();
     let error = write_contents(&published.archive, &listing, &[1], LIMIT, io::sink()).unwrap_err();
     assert!(matches!(error, ImportError::TooLarge { .. }), "{error}");
 }
