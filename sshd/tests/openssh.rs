@@ -643,7 +643,9 @@ fn a_hung_up_client_takes_its_command_along() {
     // The command's exit is seen as the end of the pipe its trap holds open.
     let fifo = bench.path("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let mut ssh = bench.ssh("exec 9>fifo; echo up; exec sleep 1000").stdout(Stdio::piped()).spawn().unwrap();
+    // Whoever runs the tests may have had the signal ignored, and it would stay so.
+    let command = "exec 9>fifo; echo up; exec env --default-signal=HUP sleep 1000";
+    let mut ssh = bench.ssh(command).stdout(Stdio::piped()).spawn().unwrap();
     let mut held = File::open(&fifo).unwrap();
     let mut up = [0; 3];
     ssh.stdout.take().unwrap().read_exact(&mut up).unwrap();
