@@ -16,6 +16,7 @@ mod fetch;
 mod fuzz;
 mod hash;
 mod image;
+mod ipmi_sim;
 mod kconfig;
 mod lab;
 mod lock;

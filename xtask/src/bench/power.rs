@@ -5,7 +5,7 @@ use std::{
     fs,
     net::UdpSocket,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -14,15 +14,15 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::Figures;
-use crate::{command, setup, ui, workspace::Workspace};
+use crate::{
+    command,
+    ipmi_sim::{PASSWORD, SUITE, Simulator, USER},
+    setup, ui,
+    workspace::Workspace,
+};
 
 /// How long all simulators may take until each answers.
 const STARTUP: Duration = Duration::from_secs(120);
-/// What openipmi's simulator knows: RAKP-HMAC-SHA1, HMAC-SHA1-96, AES-CBC-128.
-const SUITE: &str = "3";
-const USER: &str = "pcu";
-const PASSWORD: &str = "benchmark";
-
 /// Options of `cargo xtask bench power`.
 #[derive(Args)]
 pub(crate) struct Power {
@@ -39,7 +39,7 @@ type Answers = fn(&str) -> usize;
 
 /// The simulators, ended with the benchmark.
 struct Controllers {
-    processes: Vec<Child>,
+    simulators: Vec<Simulator>,
     ports: Vec<u16>,
 }
 
@@ -137,29 +137,10 @@ impl Controllers {
             .collect::<std::io::Result<_>>()
             .context("finding free ports")?;
         drop(held);
-        let mut controllers = Self { processes: Vec::new(), ports };
-        let commands = folder.join("commands");
-        let text = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
-        fs::write(&commands, text).context("writing the simulators' commands")?;
+        let mut controllers = Self { simulators: Vec::new(), ports };
         for (index, port) in controllers.ports.iter().enumerate() {
-            let own = folder.join(format!("bmc{index}"));
-            fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
-            let configuration = own.join("lan.conf");
-            fs::write(&configuration, lan(index, *port)).context("writing a simulator's configuration")?;
-            let child = Command::new("ipmi_sim")
-                .arg("-c")
-                .arg(&configuration)
-                .arg("-f")
-                .arg(&commands)
-                .arg("-s")
-                .arg(&own)
-                .arg("-n")
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .context("starting ipmi_sim; run `cargo xtask setup`")?;
-            controllers.processes.push(child);
+            let simulator = Simulator::start(&folder.join(format!("bmc{index}")), *port, None)?;
+            controllers.simulators.push(simulator);
         }
         Ok(controllers)
     }
@@ -190,24 +171,6 @@ impl Controllers {
         }
         Ok(())
     }
-}
-
-impl Drop for Controllers {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            // An error means that it has ended by itself.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-fn lan(index: usize, port: u16) -> String {
-    format!(
-        "name \"bmc{index}\"\nset_working_mc 0x20\n  startlan 1\n    addr 127.0.0.1 {port}\n    priv_limit admin\n    \
-         allowed_auths_operator none md2 md5 straight\n    allowed_auths_admin none md2 md5 straight\n    \
-         guid a123456789abcdefa12345678{index:07x}\n  endlan\n  user 2 true \"{USER}\" \"{PASSWORD}\" admin 10 none md2 md5 straight\n"
-    )
 }
 
 fn write_secret(path: &PathBuf) -> Result<()> {

@@ -3,8 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     time::Duration,
 };
 
@@ -13,10 +12,11 @@ use orrery_qemu::Vm;
 use serde_json::Value;
 
 use super::{BOOTED, Bench, EARLY, INSTALLED, installed};
-use crate::lab::{Lab, Node, NodeOptions, RootShell};
+use crate::{
+    ipmi_sim::{PASSWORD, Simulator, USER},
+    lab::{Lab, Node, NodeOptions, RootShell},
+};
 
-const USER: &str = "central";
-const PASSWORD: &str = "far-away";
 /// From a node's last word to its reset: silence, central's next round, and what the controller takes.
 const FOUND_DEAD: Duration = Duration::from_secs(600);
 /// Shorter than an operator may make them, so that nobody waits half an hour: seconds of silence, and of calm before.
@@ -25,12 +25,6 @@ const HASTE: &str =
 /// Stops whatever runs on the node, at once, and this shell with it.
 const HANG: &str = "mkdir /sys/fs/cgroup/ice; for p in $(ls /proc | grep '^[0-9]'); do echo $p > /sys/fs/cgroup/ice/cgroup.procs; done; \
                     echo 1 > /sys/fs/cgroup/ice/cgroup.freeze";
-
-/// openipmi's simulator of a management controller, whose chassis is a machine of QEMU's. Ended with the scenario.
-struct Controller {
-    process: Child,
-    port: u16,
-}
 
 /// Of two nodes one hangs. Central resets it by itself, since the other one is heard, and knows that it came back.
 pub(super) fn hung_node(bench: &Bench<'_>) -> Result<()> {
@@ -45,7 +39,7 @@ pub(super) fn hung_node(bench: &Bench<'_>) -> Result<()> {
     node.expect_ready(&mut vm, INSTALLED)?;
     let (_neighbour, _neighbours_vm) = installed(&lab, "n2", NodeOptions::default())?;
 
-    let controller = Controller::start(bench, &monitor)?;
+    let controller = controller(bench, &monitor)?;
     describe(&lab, &controller)?;
     lab.orrery(["power", "policy", "set", "--ladder", "on"], [] as [&Path; 0])?;
     lab.central.sql(HASTE)?;
@@ -64,7 +58,7 @@ pub(super) fn hung_node(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// Tells central how the node's power is switched, and has it tested.
-fn describe(lab: &Lab, controller: &Controller) -> Result<()> {
+fn describe(lab: &Lab, controller: &Simulator) -> Result<()> {
     let secret = lab.central.data().join("power/n1.secret");
     let mut file = fs::File::options();
     let mut file =
@@ -91,51 +85,18 @@ fn operations(lab: &Lab) -> Result<Vec<Value>> {
     log.as_array().cloned().context("`orrery node power log` printed no list")
 }
 
-impl Controller {
-    /// Starts one for the machine whose monitor is at `monitor`.
-    fn start(bench: &Bench<'_>, monitor: &Path) -> Result<Self> {
-        let folder = bench.folder.join("bmc");
-        let state = folder.join("state");
-        fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
-        let write = |name: &str, text: &str| -> Result<PathBuf> {
-            let path = folder.join(name);
-            fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-            Ok(path)
-        };
-        let method = format!("driver = \"qmp\", address = \"unix:{}\"", monitor.display());
-        let inventory = write("pcu.toml", &format!("[nodes.vm]\nmethods = [{{ {method} }}]\n"))?;
-        let pcu = format!("{} --inventory {}", bench.images.tools.join("pcu").display(), inventory.display());
-        let program = write("chassis", &chassis(&pcu))?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).context("making it executable")?;
-        let port = orrery_qemu::free_port().context("finding a free port")?;
-        let configuration = write("lan.conf", &lan(port, &program))?;
-        let commands = write(
-            "commands",
-            "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n",
-        )?;
-        let log = fs::File::create(folder.join("ipmi_sim.log")).context("making the simulator's log")?;
-        let process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", "ipmi_sim", "-n", "-c"])
-            .arg(&configuration)
-            .arg("-f")
-            .arg(&commands)
-            .arg("-s")
-            .arg(&state)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("sharing a log")?)
-            .stderr(log)
-            .spawn()
-            .context("starting ipmi_sim; run `cargo xtask setup`")?;
-        Ok(Self { process, port })
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        // An error means that it has ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Starts a management controller whose chassis is the machine of QEMU's with this monitor.
+fn controller(bench: &Bench<'_>, monitor: &Path) -> Result<Simulator> {
+    let folder = bench.folder.join("bmc");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let inventory = folder.join("pcu.toml");
+    let method = format!("driver = \"qmp\", address = \"unix:{}\"", monitor.display());
+    fs::write(&inventory, format!("[nodes.vm]\nmethods = [{{ {method} }}]\n")).context("writing an inventory")?;
+    let pcu = format!("{} --inventory {}", bench.images.tools.join("pcu").display(), inventory.display());
+    let program = folder.join("chassis");
+    fs::write(&program, chassis(&pcu)).context("writing the chassis")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).context("making it executable")?;
+    Simulator::start(&folder, orrery_qemu::free_port().context("finding a free port")?, Some(&program))
 }
 
 /// What the simulator runs, with the controller's address, `get` or `set`, what, and the value: a machine of QEMU's in place of a chassis.
@@ -144,15 +105,5 @@ fn chassis(pcu: &str) -> String {
         "#!/bin/sh\nset -e\ncase \"$2 $3 $4\" in\n\
          'get power '*) case \"$({pcu} status vm)\" in 'vm: on') echo power:1 ;; *) echo power:0 ;; esac ;;\n\
          'set power 1'*) {pcu} on vm >&2 ;;\n'set power 0'*) {pcu} off vm >&2 ;;\n'set reset '*) {pcu} reset vm >&2 ;;\nesac\n"
-    )
-}
-
-fn lan(port: u16, program: &Path) -> String {
-    format!(
-        "name \"n1\"\nset_working_mc 0x20\n  startlan 1\n    addr 127.0.0.1 {port}\n    priv_limit admin\n    \
-         allowed_auths_operator none md2 md5 straight\n    allowed_auths_admin none md2 md5 straight\n    \
-         guid a123456789abcdefa123456789abcdef\n  endlan\n  chassis_control \"{} 0x20\"\n  \
-         user 2 true \"{USER}\" \"{PASSWORD}\" admin 10 none md2 md5 straight\n",
-        program.display()
     )
 }
