@@ -22,6 +22,8 @@ const FOUND_DEAD: Duration = Duration::from_secs(600);
 /// Shorter than an operator may make them, so that nobody waits half an hour: seconds of silence, and of calm before.
 const HASTE: &str =
     "UPDATE power_settings SET value = json_set(value, '$.silent_after', 240, '$.settle', 60) WHERE name = 'policy'";
+/// The chipset's own watchdog would end the hang before central does.
+const NO_WATCHDOG: &str = "ICH9-LPC.noreboot=true";
 /// Stops whatever runs on the node, at once, and this shell with it.
 const HANG: &str = "mkdir /sys/fs/cgroup/ice; for p in $(ls /proc | grep '^[0-9]'); do echo $p > /sys/fs/cgroup/ice/cgroup.procs; done; \
                     echo 1 > /sys/fs/cgroup/ice/cgroup.freeze";
@@ -33,7 +35,14 @@ pub(super) fn hung_node(bench: &Bench<'_>) -> Result<()> {
     let monitor = sockets.path().join("power");
     let node = lab.add_node("n1", NodeOptions::default())?;
     let chardev = format!("socket,id=power,path={},server=on,wait=off", monitor.display());
-    let spec = node.spec.clone().extra(["-chardev", chardev.as_str(), "-mon", "chardev=power,mode=control"]);
+    let spec = node.spec.clone().extra([
+        "-chardev",
+        chardev.as_str(),
+        "-mon",
+        "chardev=power,mode=control",
+        "-global",
+        NO_WATCHDOG,
+    ]);
     let mut vm = spec.start()?;
     vm.expect("stage install ok", INSTALLED)?;
     node.expect_ready(&mut vm, INSTALLED)?;
