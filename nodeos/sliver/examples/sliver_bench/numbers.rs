@@ -19,7 +19,7 @@ use crate::{
     figures::{float, milliseconds, tell, timed},
 };
 
-/// As many as the issue at hand is about, unless there are fewer in all.
+/// As many as a busy node has, unless there are fewer in all.
 const THOUSAND: usize = 1000;
 /// Containers beside them, which are all alike.
 const CONTAINERS: usize = 100;
