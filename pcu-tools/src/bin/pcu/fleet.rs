@@ -44,7 +44,9 @@ impl Work<'_> {
         let run = |(name, node): &(&str, &Node)| work(node, &|step| self.show(&bar, name, step));
         let done = |(name, _): &(&str, &Node), result: &T| {
             if !self.settings.json {
-                bar.suspend(|| println!("{name}: {}", result.text()));
+                let text = result.text();
+                let gap = if text.starts_with('\n') { "" } else { " " };
+                bar.suspend(|| println!("{name}:{gap}{text}"));
             }
             bar.inc(1);
         };

@@ -43,6 +43,9 @@ pub(crate) fn boot_device(work: &Work<'_>, nodes: &Nodes, device: BootDevice) ->
 /// Shows readings.
 pub(crate) fn sensors(work: &Work<'_>, nodes: &Nodes) -> Result<Outcome> {
     let text = |sensors: &Vec<Sensor>| {
+        if sensors.is_empty() {
+            return "the device has no sensors".into();
+        }
         sensors.iter().fold(String::new(), |mut text, Sensor { name, value, unit, status }| {
             let value = value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
             // Writing to a string cannot fail.
@@ -56,6 +59,9 @@ pub(crate) fn sensors(work: &Work<'_>, nodes: &Nodes) -> Result<Outcome> {
 /// Shows the devices' logs.
 pub(crate) fn log(work: &Work<'_>, nodes: &Nodes) -> Result<Outcome> {
     let text = |entries: &Vec<LogEntry>| {
+        if entries.is_empty() {
+            return "the log is empty".into();
+        }
         entries.iter().fold(String::new(), |mut text, LogEntry { at, text: entry }| {
             let at = at.map_or_else(|| "-".into(), |at| at.to_string());
             // Writing to a string cannot fail.
