@@ -136,7 +136,7 @@ mod tests {
             json!({ "run": ["/bin/sh", "-c", "id"] }),
             json!({ "feeds": [{ "run": ["/bin/sh"] }] }),
             json!({ "record": "/etc/passwd" }),
-            json!({ "key": "/root/.ssh/id_ed25519" }),
+            json!({ "key": "/etc/ssh/id_ed25519" }),
             json!({ "uri": "qemu+ext:///system?command=/bin/id" }),
         ] {
             assert!(bound(refused.clone()).is_err(), "{refused}");
