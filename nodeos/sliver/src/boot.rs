@@ -14,7 +14,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
 };
 
 use orrery_protocol::{Admin, Extras};
@@ -33,7 +33,8 @@ use crate::{
     admin::{Broker, Views},
     error::SliverError,
     first,
-    internal::{BOOT, become_sliver_root, helper_command},
+    forkserver::{self, ForkServer},
+    internal::become_sliver_root,
     record::IDS,
 };
 
@@ -55,27 +56,20 @@ pub(crate) struct Order {
     pub(crate) admin: Admin,
 }
 
-/// Runs the helper and waits for it. The helper and what it forks hold `lock` as their standard output, until the first process
+/// What the helper says when all is done.
+const DONE: &str = "+";
+
+/// Has a helper forked and waits for it. The helper and what it forks hold `lock`, until the first process
 /// has closed all it has: if this process is killed, nobody starts a second one before the first is there or gone.
-pub(crate) fn start(login: &str, order: &Order, lock: &File) -> Result<(), SliverError> {
-    let held = lock.try_clone().map_err(SliverError::Helper)?;
-    let mut child = helper_command(BOOT)
-        .stdin(Stdio::piped())
-        .stdout(held)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(SliverError::Helper)?;
-    let told = serde_json::to_vec(order).map_err(io::Error::from).and_then(|text| match child.stdin.take() {
-        Some(mut stdin) => stdin.write_all(&text),
-        None => Ok(()),
-    });
-    let output = child.wait_with_output().map_err(SliverError::Helper)?;
-    told.map_err(SliverError::Helper)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(SliverError::Start { login: login.into(), message })
+pub(crate) fn start(helpers: &ForkServer, login: &str, order: &Order, lock: &File) -> Result<(), SliverError> {
+    let order = serde_json::to_vec(order).map_err(io::Error::from).map_err(SliverError::Helper)?;
+    let said = helpers.carry_out(&order, lock).map_err(SliverError::Helper)?;
+    let message = match said.trim() {
+        DONE => return Ok(()),
+        "" => "its helper ended without a word",
+        message => message,
+    };
+    Err(SliverError::Start { login: login.into(), message: message.into() })
 }
 
 /// User namespaces that a sliver may have inside, of which any depth counts, and network namespaces: enough for containers, and a
@@ -135,10 +129,18 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-/// The whole life of the helper.
-pub(crate) fn helper() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
+/// The life of the process that helpers are forked from.
+pub(crate) fn helpers() -> ExitCode {
+    forkserver::serve(helper).unwrap_or(ExitCode::FAILURE)
+}
+
+/// The whole life of a helper. What it says goes to its standard error.
+fn helper(order: &[u8]) -> ExitCode {
+    match run(order) {
+        Ok(()) => {
+            eprint!("{DONE}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -146,10 +148,8 @@ pub(crate) fn helper() -> ExitCode {
     }
 }
 
-fn run() -> Result<(), Failed> {
-    let mut text = Vec::new();
-    io::stdin().read_to_end(&mut text).doing("reading the order")?;
-    let order: Order = serde_json::from_slice(&text).map_err(io::Error::from).doing("reading the order")?;
+fn run(order: &[u8]) -> Result<(), Failed> {
+    let order: Order = serde_json::from_slice(order).map_err(io::Error::from).doing("reading the order")?;
 
     unshare(UnshareFlags::NEWNS).doing("making a mount namespace")?;
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
@@ -306,10 +306,11 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     }
     let resolver = fs::read("/etc/resolv.conf").ok();
 
+    let memory = Memory::make(&order.scratch, order.id_base)?;
     let lower = clone_tree(&order.lower.to_string_lossy())?;
     namespace::idmap_read_only(lower.as_fd(), waiting.user_name_space.as_fd()).doing("mapping the image's owners")?;
     let lower_point = order.scratch.join("lower");
-    fs::create_dir_all(&lower_point).doing(format!("making {}", lower_point.display()))?;
+    fs::create_dir(&lower_point).doing(format!("making {}", lower_point.display()))?;
     rustix::mount::move_mount(&lower, "", CWD, &lower_point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing("mounting the image")?;
     let overlay = file_system(
@@ -330,19 +331,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
 
     // From here on every path is resolved inside, where the sliver may have put symbolic links.
     let root = Inside::open(order.id_base)?;
-    let base = order.id_base.to_string();
-    let owned = [("uid", base.as_str()), ("gid", base.as_str())];
-    let small = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let tree = |mode: &str, size: &str| {
-        [owned[0], owned[1], ("mode", mode), ("size", size)].map(|(k, v)| (k.to_owned(), v.to_owned()))
-    };
-    let temporary = |mode: &str, size: &str, flags| {
-        let options = tree(mode, size);
-        let options: Vec<_> = options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        file_system("tmpfs", &options, flags)
-    };
-
-    root.mount("dev", &temporary("755", "64k", MountAttrFlags::MOUNT_ATTR_NOSUID)?)?;
+    root.mount("dev", &memory.dev)?;
     if order.extras.tun {
         rustix::fs::mkdirat(&root.directory, "dev/net", Mode::from(0o755)).doing("making /dev/net")?;
     }
@@ -353,7 +342,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", &group), ("max", "256")];
     let noexec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     root.mount("dev/pts", &file_system("devpts", &terminals, noexec)?)?;
-    root.mount("dev/shm", &temporary("1777", "50%", small)?)?;
+    root.mount("dev/shm", &memory.shm)?;
     for (link, target) in [
         ("dev/ptmx", "pts/ptmx"),
         ("dev/fd", "/proc/self/fd"),
@@ -363,20 +352,56 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     ] {
         rustix::fs::symlinkat(target, &root.directory, link).doing(format!("linking /{link}"))?;
     }
-    root.mount("run", &temporary("755", "10%", small)?)?;
-    root.mount("sys", &temporary("555", "4k", small | noexec | MountAttrFlags::MOUNT_ATTR_RDONLY)?)?;
+    root.mount("run", &memory.run)?;
+    root.mount("sys", &memory.sys)?;
     root.mount("proc", &proc)?;
     root.freeze("proc/sys")?;
     root.mask("proc")?;
     // After the masks, which are copies of an empty /sys.
     if let Some(nested) = nested {
-        nested.attach(&root, [temporary("500", "4k", small | noexec)?, temporary("555", "4k", small | noexec)?])?;
+        nested.attach(&root, order.id_base)?;
     }
     views.mount(&root)?;
     if let Some(text) = resolver {
         root.write("etc", "resolv.conf", &text)?;
     }
     Ok(())
+}
+
+/// Directories in memory, which share one file system: the kernel keeps something for each of those in each control group.
+struct Memory {
+    dev: OwnedFd,
+    shm: OwnedFd,
+    run: OwnedFd,
+    /// Empty and read-only.
+    sys: OwnedFd,
+}
+
+impl Memory {
+    /// Makes them, of the identity `owner`. The whole is mounted at `point`, which the sliver never sees.
+    fn make(point: &Path, owner: u32) -> Result<Self, Failed> {
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        // The limit of the sliver's memory is below that, and counts it too.
+        let all = file_system("tmpfs", &[("mode", "700"), ("size", "50%")], flags)?;
+        rustix::mount::move_mount(&all, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .doing("mounting the file system in memory")?;
+        let directory = |name: &str, mode: u32| {
+            let doing = || format!("making {name}");
+            let owner = (Uid::from_raw(owner), Gid::from_raw(owner));
+            rustix::fs::mkdirat(&all, name, Mode::empty()).doing(doing())?;
+            rustix::fs::chownat(&all, name, Some(owner.0), Some(owner.1), AtFlags::empty()).doing(doing())?;
+            rustix::fs::chmodat(&all, name, Mode::from(mode), AtFlags::empty()).doing(doing())?;
+            clone_tree(&point.join(name).to_string_lossy())
+        };
+        let made = Self {
+            dev: directory("dev", 0o755)?,
+            shm: directory("shm", 0o1777)?,
+            run: directory("run", 0o755)?,
+            sys: directory("sys", 0o555)?,
+        };
+        namespace::make_read_only(made.sys.as_fd()).doing("making /sys read-only")?;
+        Ok(made)
+    }
 }
 
 /// A detached copy of a mount, or of a single file of one.
@@ -434,7 +459,15 @@ impl ForContainers {
     }
 
     /// Puts them into /sys, which is empty otherwise, by two more file systems in memory: the first is covered by the second.
-    fn attach(self, root: &Inside, [below, sys]: [OwnedFd; 2]) -> Result<(), Failed> {
+    fn attach(self, root: &Inside, owner: u32) -> Result<(), Failed> {
+        let owner = owner.to_string();
+        let flags =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let small = |mode| {
+            let options = [("uid", owner.as_str()), ("gid", owner.as_str()), ("mode", mode), ("size", "4k")];
+            file_system("tmpfs", &options, flags)
+        };
+        let (below, sys) = (small("500")?, small("555")?);
         for (directory, name) in [(&below, "proc"), (&sys, "fs"), (&sys, "fs/cgroup")] {
             rustix::fs::mkdirat(directory, name, Mode::from(0o555)).doing(format!("making {name} for /sys"))?;
         }
@@ -451,11 +484,14 @@ impl ForContainers {
 /// no path leads to it, not even `..` from outside of a changed root.
 fn take_root(root: &OwnedFd) -> Result<(), Failed> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").doing("listing mounts")?;
-    // Later mounts may cover or lie below earlier ones, so the last goes first. Octal escapes stand for blanks; nothing of
-    // the node's has such a name, and what a detached mount holds below goes with it.
-    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|point| *point != "/") {
-        match rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Gone with the one it was on.
+    // Octal escapes stand for blanks; nothing of the node's has such a name.
+    let points: Vec<_> =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| *point != "/").collect();
+    // Each that is detached takes what is below with it, and makes the kernel wait for all processors. Later mounts may cover
+    // earlier ones, so whatever is left then goes from the last on.
+    for point in points.iter().chain(points.iter().rev()) {
+        match rustix::mount::unmount(*point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Gone already.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error).doing(format!("detaching {point}")),
         }

@@ -15,7 +15,7 @@ use crate::{
     keeper, log, snapshot,
 };
 
-/// The first argument of the helper that starts a sliver.
+/// The first argument of the process that helpers which start slivers are forked from.
 pub(crate) const BOOT: &str = "sliver-boot";
 /// The first argument of the process that keeps a program of a sliver's.
 pub(crate) const KEEP: &str = "sliver-keep";
@@ -38,7 +38,7 @@ pub fn internal_main(mut arguments: impl Iterator<Item = OsString>) -> Option<Ex
         return Some(ExitCode::from(125));
     }
     Some(match word.to_str() {
-        Some(BOOT) => boot::helper(),
+        Some(BOOT) => boot::helpers(),
         Some(KEEP) => keeper::helper(arguments),
         Some(SOCKETS) => admin::broker(),
         Some(LAYER) => snapshot::helper(arguments.next()),

@@ -17,6 +17,7 @@ mod disk;
 mod enter;
 mod error;
 mod first;
+mod forkserver;
 mod handover;
 mod index;
 mod internal;

@@ -23,6 +23,7 @@ use crate::{
     enter::{self, EnterRequest, Entered, Entering},
     error::{At, SliverError},
     first,
+    forkserver::ForkServer,
     leftovers::directories,
     record::Record,
     remove::remove_tree,
@@ -61,13 +62,14 @@ impl Default for SliverPaths {
     }
 }
 
-/// The slivers of a node. Cheap to open, and without state in memory.
+/// The slivers of a node. Cheap to open, and without state in memory that anything depends on.
 #[derive(Debug)]
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
     pub(crate) sessions: AtomicU64,
     /// Where the search for a free number begins.
     pub(crate) next_index: AtomicU32,
+    helpers: ForkServer,
 }
 
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
@@ -85,7 +87,7 @@ impl Slivers {
     /// # Errors
     /// When a directory cannot be made or read.
     pub fn open(paths: SliverPaths) -> Result<Self, SliverError> {
-        let slivers = Self::at(paths);
+        let slivers = Self { helpers: ForkServer::lasting(), ..Self::at(paths) };
         for directory in [slivers.home(), slivers.paths.run.clone()] {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory).at("making", &directory)?;
         }
@@ -96,7 +98,8 @@ impl Slivers {
 
     /// The slivers at `paths`, which somebody else has opened and looks after.
     pub(crate) fn at(paths: SliverPaths) -> Self {
-        Self { paths, sessions: AtomicU64::new(0), next_index: AtomicU32::new(0) }
+        let helpers = ForkServer::passing();
+        Self { paths, sessions: AtomicU64::new(0), next_index: AtomicU32::new(0), helpers }
     }
 
     pub(crate) fn home(&self) -> PathBuf {
@@ -392,7 +395,7 @@ impl Slivers {
                 return Err(SliverError::Path { doing: "using as a layer", path: path.clone(), source });
             }
         }
-        boot::start(login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(|_| {
+        boot::start(&self.helpers, login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(|_| {
             // What failed to start is what matters to the caller.
             let _ = group.kill();
         })?;
