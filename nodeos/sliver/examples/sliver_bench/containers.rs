@@ -301,9 +301,10 @@ fn configuration(name: &str, id_base: u32, program: &[&str]) -> Value {
             "namespaces": kinds.map(|kind| json!({ "type": kind })),
             "cgroupsPath": format!("/peers/{name}"),
             "resources": {
-                "memory": { "limit": rspec.mem_limit, "swap": rspec.mem_limit },
+                "memory": { "limit": rspec.mem_limit },
                 "pids": { "limit": rspec.pids_limit },
-                "unified": { "cpu.weight": rspec.cpu_share.to_string() },
+                // Swap by the kernel's name: of memory and swap together, youki takes none for no limit.
+                "unified": { "cpu.weight": rspec.cpu_share.to_string(), "memory.swap.max": "0" },
             },
             "maskedPaths": masked,
             "readonlyPaths": ["/proc/sys"],
