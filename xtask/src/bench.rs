@@ -6,6 +6,7 @@ mod peers;
 mod power;
 mod slivers;
 mod upgrade;
+mod youki;
 
 use std::{fs, path::PathBuf};
 
@@ -34,7 +35,7 @@ enum What {
     Boot,
     /// What a node fetches of a reference image of which 1 % has changed
     Upgrade,
-    /// What slivers cost and how fast they start, next to crun, runc and OpenSSH's server; how exactly limits are kept
+    /// What slivers cost and how fast they start, next to crun, runc, youki and OpenSSH's server; how exactly limits are kept
     Slivers(slivers::Slivers),
     /// How long it takes to ask 500 management controllers for their state, next to ipmitool
     Power(power::Power),
@@ -81,7 +82,7 @@ pub(crate) fn run(workspace: &Workspace, images: impl FnOnce() -> Result<Images>
     let figures = match &bench.what {
         What::Boot => serde_json::to_value(boot::run(workspace, &images()?, runs)?),
         What::Upgrade => serde_json::to_value(upgrade::run(workspace, &images()?, runs)?),
-        What::Slivers(options) => serde_json::to_value(slivers::run(workspace, &images()?, options, runs)?),
+        What::Slivers(options) => serde_json::to_value(slivers::run(workspace, images, options, runs)?),
         What::Power(options) => serde_json::to_value(power::run(workspace, options, runs)?),
     }
     .context("writing JSON")?;

@@ -1,13 +1,15 @@
-//! The programs that slivers are measured beside: Debian's packages, unpacked as a tree of their own.
+//! The programs that slivers are measured beside: Debian's packages, unpacked as a tree of their own, and youki among them.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use orrery_image_builder::{compress_image, debian};
 
+use super::youki;
 use crate::{
     apt::{Apt, Freshness},
     build::reference_image,
+    command,
     hash::Inputs,
     store::{self, Entry, Record},
     ui::Step,
@@ -24,7 +26,7 @@ pub(super) const ARCHIVE: &str = "peers.tar.zst";
 /// Makes the archive, or finds it made. Its version names the peers with theirs.
 ///
 /// # Errors
-/// When mmdebstrap fails in every mode that this machine may allow.
+/// When youki cannot be compiled, or mmdebstrap fails in every mode that this machine may allow.
 pub(super) fn build(workspace: &Workspace) -> Result<Entry> {
     let apt = Apt::open(workspace, Freshness::Daily)?;
     let mut inputs = Inputs::default();
@@ -35,6 +37,11 @@ pub(super) fn build(workspace: &Workspace) -> Result<Entry> {
         inputs.add("package", package, &version);
         versions.push(format!("{package} {version}"));
     }
+    versions.truncate(PEERS);
+    let youki = youki::build(workspace, &apt.codename)?;
+    versions.push(format!("youki {}", youki.record.version));
+    let youki = youki.folder.join(youki::PROGRAM);
+    inputs.add_file("youki", &youki)?;
     store::get_or_build(workspace, "bench-peers", &inputs, |folder| {
         let step = Step::start("bench", "unpacking crun, runc and OpenSSH");
         let (tar, sources) = (folder.join("peers.tar"), folder.join("build.sources"));
@@ -53,12 +60,22 @@ pub(super) fn build(workspace: &Workspace) -> Result<Entry> {
             command
         });
         reference_image::any_of(&workspace.log("bench-peers")?, commands)?;
+        add_program(&tar, &youki)?;
         compress_image(&tar, &folder.join(ARCHIVE)).context("compressing the peers")?;
         for path in [tar, sources] {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         step.done("unpacked crun, runc and OpenSSH");
-        let version = versions[..PEERS].join(", ");
+        let version = versions.join(", ");
         Ok(Record { version, licence: "NOASSERTION".to_owned(), ..Record::default() })
     })
+}
+
+/// Puts a program beside those of the tree.
+fn add_program(tar: &Path, program: &Path) -> Result<()> {
+    let (folder, name) = (program.parent().unwrap_or(Path::new("")), program.file_name().unwrap_or_default());
+    let mut append = Command::new("tar");
+    append.args(["--append", "--owner=0", "--group=0", "--mode=755", "--transform=s,^,./usr/bin/,", "--file"]).arg(tar);
+    command::output(append.arg("-C").arg(folder).arg(name)).context("adding a program to the peers")?;
+    Ok(())
 }

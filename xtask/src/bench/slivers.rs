@@ -1,4 +1,4 @@
-//! Slivers beside crun, runc and OpenSSH's server, in one machine.
+//! Slivers beside crun, runc, youki and OpenSSH's server, in one machine.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use orrery_qemu::{BootMedium, Disk, DiskBus, Processors, Vm, VmSpec, create_disk
 use serde::{Deserialize, Serialize};
 
 use super::{median, peers};
-use crate::{build::reference_image, command, hash, image::Images, ui, workspace::Workspace};
+use crate::{build::reference_image, command, hash, image::Images, setup, ui, workspace::Workspace};
 
 /// The program that measures, of the sliver crate's examples.
 const PROGRAM: &str = "sliver_bench";
@@ -53,16 +53,24 @@ pub(super) struct Shown {
 }
 
 /// Measures and prints. One of `runs` is twenty rounds: a tail shows in many only.
-pub(super) fn run(workspace: &Workspace, images: &Images, options: &Slivers, runs: usize) -> Result<Vec<Shown>> {
+pub(super) fn run(
+    workspace: &Workspace,
+    images: impl FnOnce() -> Result<Images>,
+    options: &Slivers,
+    runs: usize,
+) -> Result<Vec<Shown>> {
     let [rounds, many] = if options.quick { [3, 200] } else { [20 * runs, 10_000] };
+    setup::run(workspace)?;
+    // First, since they need what `setup` does not install.
     let peers = peers::build(workspace)?;
+    let images = images()?;
     ui::say("bench", &format!("beside {}", peers.record.version));
     let folder = workspace.output().join("bench/slivers");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let step = ui::Step::start("bench", &format!("{rounds} rounds, {many} slivers"));
     let archives = [images.folder.join(reference_image::ARCHIVE), peers.folder.join(peers::ARCHIVE)];
     let arguments = format!("{rounds} {many} {}", options.only.join(" "));
-    let mut vm = machine(images, &folder, archives, &arguments, options.count_instructions)?.start()?;
+    let mut vm = machine(&images, &folder, archives, &arguments, options.count_instructions)?.start()?;
     let end = vm.expect("SLIVER-VM ", DEADLINE)?;
     ensure!(end.line.contains("SLIVER-VM ok"), "{}; its console is {}", end.line, vm.keep_evidence().display());
     let lines = vm.console().lines();

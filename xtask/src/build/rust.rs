@@ -169,16 +169,23 @@ fn fresh_log(workspace: &Workspace, name: &str) -> Result<PathBuf> {
 
 /// `cargo build` in the workspace, with a clean environment.
 fn cargo(workspace: &Workspace, target: &Path) -> Result<Command> {
-    let mut command = cargo_command("cargo");
+    let mut command = clean_command("cargo");
     command
         .current_dir(&workspace.root)
-        .env_clear()
-        .envs(ENVIRONMENT.iter().filter_map(|name| env::var_os(name).map(|value| (name, value))))
-        .env("LC_ALL", "C")
         .env("SOURCE_DATE_EPOCH", workspace.release.epoch.to_string())
         .args(["build", "--locked", "--target-dir"])
         .arg(target);
     Ok(command)
+}
+
+/// Cargo or rustc with a clean environment.
+pub(crate) fn clean_command(program: &str) -> Command {
+    let mut command = cargo_command(program);
+    command
+        .env_clear()
+        .envs(ENVIRONMENT.iter().filter_map(|name| env::var_os(name).map(|value| (name, value))))
+        .env("LC_ALL", "C");
+    command
 }
 
 /// The cargo or rustc that runs us, else the one on the path.

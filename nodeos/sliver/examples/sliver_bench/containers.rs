@@ -1,4 +1,4 @@
-//! Containers of crun and runc that have what a sliver has: the same image below an overlay, namespaces, identities, limits,
+//! Containers of crun, runc and youki that have what a sliver has: the same image below an overlay, namespaces, identities, limits,
 //! capabilities, mounts, and a filter of system calls of like size.
 
 use std::{
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::Node;
 
 /// The programs.
-pub(crate) const RUNTIMES: [&str; 2] = ["crun", "runc"];
+pub(crate) const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
 
 /// The image as the identities of a sliver see it, for any number of containers with those.
 pub(crate) struct Lower {
@@ -85,12 +85,24 @@ impl Bundle {
             .map(|(name, path)| format!("{name}={}", path.display()))
             .join(",");
         let options = std::ffi::CString::new(options)?;
-        mount("overlay", self.folder.join("rootfs"), "overlay", MountFlags::NODEV, &*options)
-            .context("mounting an overlay")
+        mount("overlay", self.root(), "overlay", MountFlags::NODEV, &*options).context("mounting an overlay")
     }
 
     pub(crate) fn unmount(&self) -> Result<()> {
-        unmount(self.folder.join("rootfs"), UnmountFlags::empty()).context("unmounting an overlay")
+        unmount(self.root(), UnmountFlags::empty()).context("unmounting an overlay")
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its root is mounted.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.folder.join("rootfs")
+    }
+
+    pub(crate) fn control_group(&self) -> PathBuf {
+        Path::new("/sys/fs/cgroup/peers").join(&self.name)
     }
 
     /// Runs the container's program to its end; the container is gone then.
@@ -108,9 +120,15 @@ impl Bundle {
         self.call(&["start", &self.name])
     }
 
+    /// Whether [`exec`](Self::exec) confines a program less than the container's own: youki 0.7.0's enters no user namespace, so that
+    /// it is the node's root, and loads no filter of system calls.
+    pub(crate) fn brings_in_less_confined(&self) -> bool {
+        self.runtime == "youki"
+    }
+
     /// Runs another program in the running container.
-    pub(crate) fn exec(&self, program: &str) -> Result<()> {
-        self.call(&["exec", &self.name, program])
+    pub(crate) fn exec(&self, program: &[&str]) -> Result<()> {
+        self.call(&[&["exec", &self.name], program].concat())
     }
 
     /// Kills what runs and removes the container.
@@ -265,7 +283,7 @@ fn configuration(name: &str, id_base: u32, program: &[&str]) -> Value {
                 "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
                 "inheritable": [], "ambient": [],
             },
-            "noNewPrivileges": false,
+            // Without `noNewPrivileges`, which is false then: where it stands, youki loads the filter only when it may not any more.
         },
         "root": { "path": "rootfs", "readonly": false },
         "hostname": name,
@@ -283,9 +301,10 @@ fn configuration(name: &str, id_base: u32, program: &[&str]) -> Value {
             "namespaces": kinds.map(|kind| json!({ "type": kind })),
             "cgroupsPath": format!("/peers/{name}"),
             "resources": {
-                "memory": { "limit": rspec.mem_limit, "swap": rspec.mem_limit },
+                "memory": { "limit": rspec.mem_limit },
                 "pids": { "limit": rspec.pids_limit },
-                "unified": { "cpu.weight": rspec.cpu_share.to_string() },
+                // Swap by the kernel's name: of memory and swap together, youki takes none for no limit.
+                "unified": { "cpu.weight": rspec.cpu_share.to_string(), "memory.swap.max": "0" },
             },
             "maskedPaths": masked,
             "readonlyPaths": ["/proc/sys"],

@@ -1,4 +1,4 @@
-//! Measures slivers beside crun, runc and OpenSSH's server on a real kernel: the first process of a virtual machine that prints
+//! Measures slivers beside crun, runc, youki and OpenSSH's server on a real kernel: the first process of a virtual machine that prints
 //! figures and powers off.
 //!
 //! The machine is that of `sliver_vm`, with `incoming/peers.tar.zst` and `incoming/peers.sha256` beside the image: a Debian tree
@@ -8,6 +8,7 @@
 //! The first argument is how many rounds there are, the second how many slivers in all; those after it are the [`PARTS`] to do,
 //! or all.
 
+mod alike;
 mod caps;
 mod containers;
 mod figures;

@@ -1,4 +1,4 @@
-//! How long it takes to get a program run, beside crun and runc.
+//! How long it takes to get a program run, beside crun, runc and youki.
 
 use std::{
     fs,
@@ -10,6 +10,7 @@ use orrery_protocol::Rspec;
 
 use crate::{
     Node,
+    alike::ensure_alike,
     containers::{Bundle, Lower, RUNTIMES},
     figures::{tell, timed},
 };
@@ -72,8 +73,8 @@ pub(crate) fn measure(node: &Node, rounds: usize) -> Result<()> {
             note("/bin/true in a mounted root", runtime, run);
         }
         note("/bin/true where something runs", "slivers", timed(|| node.run(&running, TRUE))?);
-        for (runtime, _, sleeping) in &ready {
-            note("/bin/true where something runs", runtime, timed(|| sleeping.exec(TRUE[0]))?);
+        for (runtime, _, sleeping) in ready.iter().filter(|(_, _, sleeping)| !sleeping.brings_in_less_confined()) {
+            note("/bin/true where something runs", runtime, timed(|| sleeping.exec(TRUE))?);
         }
         let mut create = 0.0;
         let life = timed(|| {
@@ -88,6 +89,8 @@ pub(crate) fn measure(node: &Node, rounds: usize) -> Result<()> {
             note("create, start, delete", runtime, timed(|| live(&lower, runtime))?);
         }
     }
+    let sleeping: Vec<_> = ready.iter().map(|(_, _, sleeping)| sleeping).collect();
+    ensure_alike(&sleeping)?;
     for Timed { what, who, times } in &all {
         tell(what, who, "ms", times);
     }
