@@ -142,6 +142,7 @@ fn run() -> Result<()> {
         ensure!(!slivers.is_running("test_one"), "still running");
         expect(&slivers, "test_one", "ls /x; ps ax 2>/dev/null || ls -d /proc/[0-9]*", 0, "/x")
     })?;
+    step("starts are forked from one process, which may die", || forked(&slivers))?;
     step("fork bomb", || {
         let (code, _) = inside(&slivers, "test_one", "(b() { b | b & }; b) >/dev/null 2>&1; exit 3")?;
         println!("    status {code}, {} processes", slivers.usage("test_one").1);
@@ -249,6 +250,35 @@ fn run() -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// One process starts all slivers. If it is killed they stay, and another takes its place.
+fn forked(slivers: &Slivers) -> Result<()> {
+    let servers = || -> Vec<i32> {
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        // First processes of slivers are forks of it, and have another name.
+        let is_one = |number: &i32| {
+            let read = |name: &str| fs::read(format!("/proc/{number}/{name}")).unwrap_or_default();
+            read("cmdline").split(|byte| *byte == 0).any(|word| word == b"sliver-boot") && read("comm") != b"sliver\n"
+        };
+        numbers.filter(is_one).collect()
+    };
+    slivers.start("test_one")?;
+    let before = servers();
+    slivers.stop("test_two")?;
+    slivers.start("test_two")?;
+    let [server] = before[..] else { bail!("there is not one process that starts slivers, but {before:?}") };
+    ensure!(servers() == before, "a start leaves {:?}", servers());
+    let pid = Pid::from_raw(server).context("it has no number")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
+    expect(slivers, "test_two", "echo lives", 0, "lives")?;
+    slivers.stop("test_two")?;
+    expect(slivers, "test_two", "echo again", 0, "again")?;
+    let after = servers();
+    ensure!(after.len() == 1 && after != before, "after {before:?} was killed there is {after:?}");
+    Ok(())
 }
 
 /// The names of all processes in a sliver, for messages.
