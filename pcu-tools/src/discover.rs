@@ -2,18 +2,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
     time::Duration,
 };
 
 use serde::Serialize;
 
-use crate::Deadline;
 pub use crate::drivers::{IpmiProbe, RedfishProbe, SnmpProbe};
+use crate::{Deadline, fleet};
 
 /// The most addresses that are asked at once: more would look like an attack, and lose answers in small switches.
 const AT_ONCE: usize = 256;
@@ -36,30 +31,28 @@ pub struct Found {
 }
 
 /// Asks all `addresses` with all `probes`, `at_once` addresses at a time, none longer than `patience` a probe; gives those that
-/// answered, by address.
+/// answered, by address. `done` is told of each address as it is done, with what answered there.
 #[must_use]
-pub fn discover(addresses: &[IpAddr], probes: &[&dyn Probe], at_once: usize, patience: Duration) -> Vec<Found> {
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    thread::scope(|scope| {
-        for _ in 0..at_once.clamp(1, AT_ONCE).min(addresses.len()) {
-            scope.spawn(|| {
-                while let Some(address) = addresses.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    for probe in probes {
-                        if let Some(device) = probe.probe(*address, Deadline::after(patience)) {
-                            found.lock().expect("nobody panics with it").push(device);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    let mut found = found.into_inner().expect("nobody panics with it");
+pub fn discover(
+    addresses: &[IpAddr],
+    probes: &[&dyn Probe],
+    at_once: usize,
+    patience: Duration,
+    done: impl Fn(&[Found]) + Sync,
+) -> Vec<Found> {
+    let ask = |address: &IpAddr| {
+        let answers = probes.iter().filter_map(|probe| probe.probe(*address, Deadline::after(patience)));
+        answers.collect::<Vec<_>>()
+    };
+    let mut found = fleet::each(addresses, at_once.min(AT_ONCE), ask, |_, found| done(found)).concat();
     found.sort();
     found
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     /// Finds every even address.
@@ -77,7 +70,11 @@ mod tests {
     fn every_address_is_asked_once() {
         let addresses: Vec<IpAddr> = (0..100).map(|last| [10, 0, 0, last].into()).collect();
         for at_once in [0, 1, 7, 1000] {
-            let found = discover(&addresses, &[&Even, &Even], at_once, Duration::from_secs(1));
+            let told = AtomicUsize::new(0);
+            let found = discover(&addresses, &[&Even, &Even], at_once, Duration::from_secs(1), |_| {
+                told.fetch_add(1, Ordering::SeqCst);
+            });
+            assert_eq!(told.into_inner(), 100);
             let expected: Vec<u8> = (0..50).flat_map(|half| [half * 2; 2]).collect();
             let lasts = found.iter().map(|found| match found.address {
                 SocketAddr::V4(address) => address.ip().octets()[3],
@@ -85,6 +82,6 @@ mod tests {
             });
             assert_eq!(lasts.collect::<Vec<_>>(), expected);
         }
-        assert_eq!(discover(&[], &[&Even], 10, Duration::from_secs(1)), []);
+        assert_eq!(discover(&[], &[&Even], 10, Duration::from_secs(1), |_| ()), []);
     }
 }

@@ -124,6 +124,12 @@ pub enum PcuError {
         /// What was tried.
         doing: String,
     },
+    /// It was to be ended.
+    #[error("{doing}: interrupted")]
+    Interrupted {
+        /// What was not begun, or not ended.
+        doing: String,
+    },
     /// The method is not configured as its driver needs.
     #[error("{doing}: {detail}")]
     Configuration {
@@ -165,6 +171,8 @@ pub enum Class {
     Human,
     /// Too late.
     Timeout,
+    /// Given up, or not begun, since it was to be ended.
+    Interrupted,
     /// To be configured first.
     Configuration,
 }
@@ -186,6 +194,7 @@ impl PcuError {
             Self::NoEffect { .. } => Class::Unverified,
             Self::Human { .. } => Class::Human,
             Self::Timeout { .. } => Class::Timeout,
+            Self::Interrupted { .. } => Class::Interrupted,
             Self::Waiver { .. } | Self::Configuration { .. } | Self::Secret(_) => Class::Configuration,
         }
     }
@@ -228,6 +237,7 @@ impl Class {
             Self::Unverified => "the wrong outlet, a second power supply, or a stuck relay; look at the machine",
             Self::Human => "do it, or have it done; nothing was switched",
             Self::Timeout => "try again with a longer --deadline; some devices need half a minute to answer",
+            Self::Interrupted => "see with `pcu status` how it is, and do it again",
             Self::Configuration => "correct the inventory; `pcu test` checks it and changes nothing",
         }
     }

@@ -300,7 +300,7 @@ fn ipmi_1_5_needs_a_waiver() {
         assert_eq!(error.class(), class, "{user}: {error}");
     }
     // The password in the clear needs one more.
-    let sim = IpmiSim::start(&Setup { rmcp_plus: false, lan15: "straight" });
+    let sim = IpmiSim::start(&Setup { rmcp_plus: false, lan15: "straight", ..Setup::default() });
     let mut method = Method { waivers: vec![Waiver::Lan15], ..method(sim.port, "") };
     assert_eq!(refusal(&method, soon()).class(), Class::Unsupported);
     method.waivers.push(Waiver::ClearText);
@@ -313,7 +313,7 @@ fn controllers_are_found() {
         (IpmiSim::start(&Setup::default()), IpmiSim::start(&Setup { rmcp_plus: false, ..Setup::default() }));
     let ask = |port| {
         let addresses = ["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()];
-        discover(&addresses, &[&IpmiProbe { port }], 8, Duration::from_secs(3))
+        discover(&addresses, &[&IpmiProbe { port }], 8, Duration::from_secs(3), |_| ())
     };
     let found = |port, detail: &str| {
         vec![Found { address: ([127, 0, 0, 1], port).into(), driver: "ipmi".into(), detail: detail.into() }]

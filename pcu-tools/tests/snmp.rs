@@ -21,11 +21,7 @@ use orrery_pcu::{
 };
 use snmp2::{MessageType, Pdu, Varbinds};
 use snmpd::Snmpd;
-use snmpsim::{Agent, Simulator};
-
-/// What every agent with version 3 answers: a question for its engine (RFC 3414, section 4).
-const DISCOVERY: &[u8] = b"\x30\x39\x02\x01\x03\x30\x0e\x02\x01\x01\x02\x03\x00\xff\xe3\x04\x01\x04\x02\x01\x03\x04\x10\x30\x0e\
-    \x04\x00\x02\x01\x00\x02\x01\x00\x04\x00\x04\x00\x04\x00\x30\x12\x04\x00\x04\x00\xa0\x0c\x02\x02\x01\x01\x02\x01\x00\x02\x01\x00\x30\x00";
+use snmpsim::{Agent, DISCOVERY, Simulator};
 
 const APC: &str = "apc-ap7900.snmprec";
 const RARITAN: &str = "raritan-px2.snmprec";
@@ -99,7 +95,7 @@ fn commands(address: &str, word: &str, outlet: u32) -> f64 {
 
 #[test]
 fn an_apc_unit_by_versions_1_and_2c() {
-    let simulator = Simulator::start(&[Agent { data: vec![("private", APC)], user: None }]);
+    let simulator = Simulator::start(&[Agent { data: vec![("private", APC)], ..Agent::default() }]);
     let at = simulator.address(0);
     for version in ["1", "2c"] {
         let method = |outlet: &str| community("apc-rpdu-snmp", at, version, "private", outlet);
@@ -137,7 +133,7 @@ fn an_apc_unit_by_versions_1_and_2c() {
 
 #[test]
 fn a_test_changes_nothing_and_says_what_it_shows() {
-    let simulator = Simulator::start(&[Agent { data: vec![("private", APC)], user: None }]);
+    let simulator = Simulator::start(&[Agent { data: vec![("private", APC)], ..Agent::default() }]);
     let at = simulator.address(0);
     let proofs = |driver: &str| {
         let found = open(&community(driver, at, "2c", "private", "n2")).prove(soon()).unwrap();
@@ -154,7 +150,7 @@ fn a_test_changes_nothing_and_says_what_it_shows() {
 
 #[test]
 fn a_raritan_unit() {
-    let simulator = Simulator::start(&[Agent { data: vec![("private", RARITAN)], user: None }]);
+    let simulator = Simulator::start(&[Agent { data: vec![("private", RARITAN)], ..Agent::default() }]);
     let at = simulator.address(0);
     let method = |driver: &str, outlet: &str| community(driver, at, "2c", "private", outlet);
     // By number, by PDU and number, by name, by label.
@@ -180,7 +176,7 @@ fn a_raritan_unit() {
 
 #[test]
 fn a_wrong_community_is_not_answered() {
-    let simulator = Simulator::start(&[Agent { data: vec![("private", APC)], user: None }]);
+    let simulator = Simulator::start(&[Agent { data: vec![("private", APC)], ..Agent::default() }]);
     let at = simulator.address(0);
     let wrong = community("apc-rpdu-snmp", at, "2c", "wrong", "1");
     let start = Instant::now();
@@ -207,7 +203,7 @@ fn version_3_with_every_algorithm() {
     ];
     let agent = |theirs: [&'static str; 2]| {
         let user = Some(["pcu", theirs[0], "authentication", theirs[1], "privacy word"]);
-        Agent { data: vec![("unit", APC)], user }
+        Agent { data: vec![("unit", APC)], user, at: None }
     };
     let agents: Vec<_> = users.iter().map(|(_, auth, _, privacy, _)| agent([auth, privacy])).collect();
     let simulator = Simulator::start(&agents);

@@ -41,7 +41,7 @@ const PACKAGES: [(&str, &[&str]); 8] = [
     ("logging in", &["openssh-client", "openssh-sftp-server", "git"]),
     ("making container images in tests", &["skopeo", "umoci"]),
     ("acting as a compromised boot server in tests", &["sqlite3"]),
-    ("switching power in tests", &["openipmi", "ipmitool", "libvirt-clients", "openssl", "python3-venv"]),
+    ("switching power in tests", &["openipmi", "ipmitool", "iproute2", "libvirt-clients", "openssl", "python3-venv"]),
     (
         "serving as power units in tests",
         &["busybox-static", "lighttpd", "lighttpd-mod-openssl", "openssh-server", "snmpd"],

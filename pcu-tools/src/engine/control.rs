@@ -8,10 +8,12 @@ use std::{
 };
 
 use super::{
+    act::{Act, Taken},
     feeds::Feeds,
+    interrupt::Interrupt,
     report::{Attempt, Failure, Outcome, Report, Step, Tested},
 };
-use crate::{Ability, Action, Change, Class, Deadline, Driver, Method, PcuError, PowerState, Registry, Session};
+use crate::{Ability, Action, Class, Deadline, Driver, Method, PcuError, Registry, Session};
 
 /// Time that actions may take.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct Policy {
     pub retry: Duration,
     /// How often a method is tried: a relay that does not move is not beaten.
     pub tries: usize,
+    /// After a cycle that failed or was interrupted: turning on again what it turned off, whatever the other limits.
+    pub give_back: Duration,
 }
 
 /// What a device answered, and by which method.
@@ -49,6 +53,7 @@ pub struct Answer<T> {
 pub struct Control {
     registry: Registry,
     policy: Policy,
+    interrupt: Interrupt,
     busy: Mutex<HashSet<String>>,
     freed: Condvar,
 }
@@ -77,6 +82,7 @@ impl Default for Policy {
             poll: Duration::from_millis(500),
             retry: Duration::from_secs(2),
             tries: 4,
+            give_back: Duration::from_secs(120),
         }
     }
 }
@@ -85,7 +91,13 @@ impl Control {
     /// Uses these drivers, and takes this time.
     #[must_use]
     pub fn new(registry: Registry, policy: Policy) -> Self {
-        Self { registry, policy, busy: Mutex::default(), freed: Condvar::new() }
+        Self { registry, policy, interrupt: Interrupt::default(), busy: Mutex::default(), freed: Condvar::new() }
+    }
+
+    /// Begins no method, try or change any more once `interrupt` is raised. What a cycle turned off is turned on again all the same.
+    #[must_use]
+    pub fn until(self, interrupt: &Interrupt) -> Self {
+        Self { interrupt: interrupt.clone(), ..self }
     }
 
     /// The drivers.
@@ -96,12 +108,22 @@ impl Control {
 
     /// Performs `action` by the first of `methods` that can. `watch` is told what happens meanwhile.
     pub fn perform(&self, methods: &[Method], action: Action, watch: &dyn Fn(&Step)) -> Report {
-        let answer = self.first(methods, watch, |method, deadline| {
+        let taken = Taken::new(watch);
+        let Answer { value, mut method, mut attempts } = self.first(methods, watch, |method, deadline| {
             let mut opened = self.open(method, deadline)?;
-            self.act(&mut opened, action, deadline, watch)
+            self.act(&mut opened, deadline, watch).perform(action, method, &taken)
         });
-        let outcome = answer.value.unwrap_or(Outcome::Failed);
-        Report { action, outcome, method: answer.method, attempts: answer.attempts }
+        let mut outcome = value.unwrap_or(Outcome::Failed);
+        for taker in taken.left() {
+            match self.give_back(taker, watch) {
+                Ok(()) => taken.settle(taker),
+                Err(attempt) => {
+                    attempts.push(attempt);
+                    (outcome, method) = (Outcome::Failed, None);
+                }
+            }
+        }
+        Report { action, outcome, left_off: !taken.left().is_empty(), method, attempts }
     }
 
     /// Asks the first of `methods` whose driver has `ability` and whose device answers.
@@ -149,11 +171,11 @@ impl Control {
     }
 
     /// Tries the methods in turn, each again and again while time can mend what fails.
-    fn first<T>(
+    fn first<'m, T>(
         &self,
-        methods: &[Method],
+        methods: &'m [Method],
         watch: &dyn Fn(&Step),
-        once: impl Fn(&Method, Deadline) -> Result<T, PcuError>,
+        once: impl Fn(&'m Method, Deadline) -> Result<T, PcuError>,
     ) -> Answer<T> {
         let all = Deadline::after(self.policy.deadline);
         let mut attempts = Vec::new();
@@ -172,16 +194,46 @@ impl Control {
                     return Answer { value: Some(value), method: Some(name), attempts };
                 }
                 let Some(failure) = failure else { break };
+                if failure.class == Class::Interrupted {
+                    return Answer { value: None, method: None, attempts };
+                }
                 let again = failure.class.passes();
                 watch(&Step::Failed { method: name.clone(), failure });
                 let left = deadline.left("waiting for another try").unwrap_or_default();
                 if !again || left <= self.policy.retry {
                     break;
                 }
-                thread::sleep(self.policy.retry);
+                self.interrupt.wait(self.policy.retry);
             }
         }
         Answer { value: None, method: None, attempts }
+    }
+
+    /// Turns on again what a cycle turned off by `method`. All that time or a device's mood may change is tried again.
+    fn give_back(&self, method: &Method, watch: &dyn Fn(&Step)) -> Result<(), Attempt> {
+        let (start, deadline) = (Instant::now(), Deadline::after(self.policy.give_back));
+        watch(&Step::GivingBack { method: method.to_string() });
+        loop {
+            let opened = self.wait_turn(method, deadline).and_then(|turn| self.log_in(method, turn, deadline));
+            let result = opened.and_then(|mut opened| self.act(&mut opened, deadline, watch).give_back());
+            let Err(error) = result else { return Ok(()) };
+            let mut failure = Failure::from(&error);
+            failure.message = format!("turning on again what was turned off: {}", failure.message);
+            let again = failure.class.passes() || failure.class == Class::Refused;
+            let left = deadline.left("waiting for another try").unwrap_or_default();
+            if !again || left <= self.policy.retry {
+                let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Err(Attempt { method: method.to_string(), took_ms, failure: Some(failure) });
+            }
+            watch(&Step::Failed { method: method.to_string(), failure });
+            thread::sleep(self.policy.retry);
+        }
+    }
+
+    fn act<'a>(&'a self, opened: &'a mut Opened<'_>, deadline: Deadline, watch: &'a dyn Fn(&Step)) -> Act<'a> {
+        let Opened { session, abilities, .. } = opened;
+        let (policy, interrupt) = (&self.policy, &self.interrupt);
+        Act { session: session.as_mut(), abilities, policy, interrupt, deadline, watch }
     }
 
     fn open_for(&self, method: &Method, ability: Ability, deadline: Deadline) -> Result<Opened<'_>, PcuError> {
@@ -192,14 +244,19 @@ impl Control {
         Err(PcuError::unsupported(&method.driver, &format!("{ability} by {method}")))
     }
 
-    /// Logs in to all devices of a method, when they are free.
+    /// Logs in to all devices of a method when they are free, unless that is no more to be begun.
     fn open(&self, method: &Method, deadline: Deadline) -> Result<Opened<'_>, PcuError> {
-        let feeds: Vec<&Method> = std::iter::once(method).chain(&method.feeds).collect();
+        let turn = self.wait_turn(method, deadline)?;
+        self.interrupt.check(|| format!("using {method}"))?;
+        self.log_in(method, turn, deadline)
+    }
+
+    fn log_in<'a>(&'a self, method: &Method, turn: Turn<'a>, deadline: Deadline) -> Result<Opened<'a>, PcuError> {
+        let feeds: Vec<&Method> = feeds(method).collect();
         let drivers: Vec<&dyn Driver> = feeds.iter().map(|feed| self.registry.of(feed)).collect::<Result<_, _>>()?;
-        if feeds.iter().any(|feed| !std::ptr::eq(*feed, method) && !feed.feeds.is_empty()) {
+        if method.feeds.iter().any(|feed| !feed.feeds.is_empty()) {
             return Err(method.misconfigured("a feed has feeds of its own"));
         }
-        let turn = self.wait_turn(&feeds, deadline)?;
         let opened = drivers.iter().zip(&feeds).map(|(driver, feed)| driver.open(feed, deadline));
         let mut sessions: Vec<_> = opened.collect::<Result<_, _>>()?;
         let shared = |ability: &&Ability| drivers.iter().all(|driver| driver.abilities().contains(ability));
@@ -214,9 +271,8 @@ impl Control {
         Ok(Opened { session, abilities, _turn: turn })
     }
 
-    fn wait_turn(&self, methods: &[&Method], deadline: Deadline) -> Result<Turn<'_>, PcuError> {
-        let mut devices: Vec<_> =
-            methods.iter().map(|method| format!("{} {}", method.driver, method.address)).collect();
+    fn wait_turn(&self, method: &Method, deadline: Deadline) -> Result<Turn<'_>, PcuError> {
+        let mut devices: Vec<_> = feeds(method).map(|feed| format!("{} {}", feed.driver, feed.address)).collect();
         devices.sort();
         devices.dedup();
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,92 +284,6 @@ impl Control {
         drop(busy);
         Ok(Turn { control: self, devices })
     }
-
-    fn act(
-        &self,
-        opened: &mut Opened<'_>,
-        action: Action,
-        deadline: Deadline,
-        watch: &dyn Fn(&Step),
-    ) -> Result<Outcome, PcuError> {
-        let can = |ability| opened.abilities.contains(&ability);
-        let (sees, cycles) = (can(Ability::Status), can(Ability::On) && can(Ability::Off));
-        let (native, resets) = (can(Ability::Cycle), can(Ability::Reset));
-        let session = opened.session.as_mut();
-        match action {
-            Action::On | Action::Off => {
-                let wanted = if action == Action::On { PowerState::On } else { PowerState::Off };
-                if !sees {
-                    return session.change(action.into(), deadline).map(|()| Outcome::Accepted);
-                }
-                if session.state(deadline)? == wanted {
-                    return Ok(Outcome::Already);
-                }
-                session.change(action.into(), deadline)?;
-                self.wait_for(session, wanted, deadline, watch).map(|()| Outcome::Changed)
-            }
-            Action::Cycle if sees && cycles => {
-                if session.state(deadline)? == PowerState::On {
-                    session.change(Change::Off, deadline)?;
-                    self.wait_for(session, PowerState::Off, deadline, watch)?;
-                    thread::sleep(deadline.left("leaving the power off")?.min(self.policy.off_time));
-                }
-                session.change(Change::On, deadline)?;
-                self.wait_for(session, PowerState::On, deadline, watch).map(|()| Outcome::Changed)
-            }
-            Action::Cycle if native => {
-                session.change(Change::Cycle, deadline)?;
-                if sees {
-                    self.wait_for(session, PowerState::On, deadline, watch)?;
-                }
-                Ok(Outcome::Accepted)
-            }
-            Action::Cycle => Err(lacks("cycling the power", "can neither cycle nor turn off and on")),
-            Action::Reset if !resets => Err(lacks("resetting the machine", "can only switch power; use cycle")),
-            Action::Reset => {
-                if sees && session.state(deadline)? == PowerState::Off {
-                    let detail = "it is off, and a reset turns nothing on; use on".into();
-                    return Err(PcuError::Refused { doing: "resetting the machine".into(), detail });
-                }
-                session.change(Change::Reset, deadline)?;
-                if sees {
-                    self.wait_for(session, PowerState::On, deadline, watch)?;
-                }
-                Ok(Outcome::Accepted)
-            }
-        }
-    }
-
-    /// Reads the state back until it is the wanted one.
-    fn wait_for(
-        &self,
-        session: &mut dyn Session,
-        wanted: PowerState,
-        deadline: Deadline,
-        watch: &dyn Fn(&Step),
-    ) -> Result<(), PcuError> {
-        let settled = deadline.at_most(self.policy.settle);
-        loop {
-            // A device that is busy switching is not done.
-            let seen = match session.state(deadline) {
-                Err(error) if error.class() == Class::Busy && !settled.passed() => Err(error),
-                other => Ok(other?),
-            };
-            if let Ok(state) = seen {
-                watch(&Step::Seen { state });
-                if state == wanted {
-                    return Ok(());
-                }
-            }
-            if settled.passed() {
-                let waited = self.policy.settle.as_secs_f32();
-                let detail = seen
-                    .map_or_else(|error| error.to_string(), |state| format!("the power is {state} after {waited} s"));
-                return Err(PcuError::NoEffect { doing: format!("turning the power {wanted}"), detail });
-            }
-            thread::sleep(self.policy.poll);
-        }
-    }
 }
 
 impl Drop for Turn<'_> {
@@ -324,8 +294,9 @@ impl Drop for Turn<'_> {
     }
 }
 
-fn lacks(doing: &str, detail: &str) -> PcuError {
-    PcuError::Unsupported { doing: doing.into(), detail: format!("its driver {detail}") }
+/// The outlets of a method: its own, and those of the machine's other power supplies.
+fn feeds(method: &Method) -> impl Iterator<Item = &Method> {
+    std::iter::once(method).chain(&method.feeds)
 }
 
 #[cfg(test)]
@@ -333,6 +304,7 @@ mod tests {
     use std::{fs, path::Path, sync::atomic::AtomicUsize, sync::atomic::Ordering};
 
     use super::*;
+    use crate::PowerState;
 
     /// Its state is a file, so that a test sees what really happened.
     const RELAY: &str = r#"
@@ -352,6 +324,7 @@ mod tests {
             poll: Duration::from_millis(10),
             retry: Duration::from_millis(20),
             tries: 4,
+            give_back: Duration::from_secs(5),
         }
     }
 
@@ -477,5 +450,120 @@ mod tests {
             tested.iter().map(|tested| tested.failure.as_ref().map(|failure| failure.class)).collect();
         assert_eq!(classes, [None, Some(Class::Refused), Some(Class::Configuration)]);
         assert_eq!(calls(folder.path(), "relay"), ["test"]);
+    }
+
+    /// An hour without power; a test that waited for it would not end.
+    fn slow() -> Policy {
+        let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
+        Policy { off_time: hour, deadline: day, method: day, ..quick() }
+    }
+
+    /// Performs a cycle that is interrupted when `when` says so of a step, and says what happened.
+    fn interrupted(methods: &[Method], policy: Policy, when: impl Fn(&Step) -> bool) -> (Report, Vec<Step>) {
+        let (interrupt, steps) = (Interrupt::default(), Mutex::new(Vec::new()));
+        let watch = |step: &Step| {
+            steps.lock().unwrap().push(step.clone());
+            if when(step) {
+                interrupt.raise();
+            }
+        };
+        let report =
+            Control::new(Registry::builtin(), policy).until(&interrupt).perform(methods, Action::Cycle, &watch);
+        (report, steps.into_inner().unwrap())
+    }
+
+    #[test]
+    fn an_interrupted_cycle_turns_on_again_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let methods = [device(folder.path(), "relay", RELAY, "on")];
+        for when in [Step::Taking, Step::Seen { state: PowerState::Off }] {
+            let (report, steps) = interrupted(&methods, slow(), |step| *step == when);
+            assert_eq!((report.outcome, report.left_off), (Outcome::Changed, false), "{report:?}");
+            assert_eq!(steps.last(), Some(&Step::Returned));
+        }
+        assert_eq!(calls(folder.path(), "relay"), ["off", "on", "off", "on"]);
+    }
+
+    #[test]
+    fn what_is_interrupted_begins_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let busy = device(folder.path(), "busy", r#"echo "$1" >> "$0.calls"; exit 75"#, "");
+        let methods = [busy, device(folder.path(), "relay", RELAY, "on")];
+        let policy = || Policy { retry: Duration::from_secs(3600), ..slow() };
+        let check = |when: fn(&Step) -> bool, tries: usize| {
+            let (report, _) = interrupted(&methods, policy(), when);
+            assert_eq!((report.outcome, report.failure().unwrap().class), (Outcome::Failed, Class::Interrupted));
+            assert_eq!((report.attempts.len(), report.left_off), (tries, false), "{report:?}");
+            assert!(report.attempts.iter().all(|attempt| attempt.method == "command busy"), "{report:?}");
+        };
+        check(|step| matches!(step, Step::Trying { .. }), 1);
+        // No second try, and no second method.
+        check(|step| matches!(step, Step::Failed { .. }), 2);
+        assert_eq!(calls(folder.path(), "relay"), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_failed_cycle_turned_off_is_turned_on_again() {
+        let folder = tempfile::tempdir().unwrap();
+        // Turns on at the call with this number only.
+        let moody = |name: &str, works: usize| {
+            let refuse = format!(r#"if [ $1 = on ] && [ $(grep -c on "$0.calls") -lt {works} ]; then exit 1; fi; "#);
+            device(folder.path(), name, &RELAY.replacen("case", &(refuse + "case"), 1), "on")
+        };
+        let state = |name: &str| fs::read_to_string(folder.path().join(format!("{name}.state"))).unwrap();
+        let perform = |methods: &[Method]| control().perform(methods, Action::Cycle, &|_| ());
+
+        // By the method itself, when no other one can.
+        let report = perform(&[moody("late", 3)]);
+        assert_eq!((report.outcome, report.left_off), (Outcome::Failed, false), "{report:?}");
+        assert_eq!((report.failure().unwrap().class, state("late").trim()), (Class::Refused, "on"));
+        // Another method's own switch is another one.
+        let report = perform(&[moody("chassis", 2), device(folder.path(), "outlet", RELAY, "on")]);
+        assert_eq!((report.outcome, report.left_off), (Outcome::Changed, false), "{report:?}");
+        assert_eq!((report.method.as_deref(), state("chassis").trim()), (Some("command outlet"), "on"));
+        // Another way to the same switch turns it on.
+        let way = moody("way", 9999);
+        let same = RELAY.replace("$0.state", &folder.path().join("way.state").display().to_string());
+        let report = perform(&[way, device(folder.path(), "other", &same, "")]);
+        assert_eq!((report.outcome, report.left_off), (Outcome::Changed, false), "{report:?}");
+        assert_eq!(
+            (calls(folder.path(), "way"), calls(folder.path(), "other")),
+            (vec!["off".into(), "on".into()], vec!["on".into()])
+        );
+        // And when nothing does, the report says so.
+        let broken = moody("broken", 9999);
+        let report = perform(&[broken, device(folder.path(), "elsewhere", RELAY, "on")]);
+        assert_eq!((report.outcome, report.left_off), (Outcome::Failed, true), "{report:?}");
+        let failure = report.failure().unwrap();
+        assert!(failure.message.starts_with("turning on again what was turned off: "), "{failure:?}");
+    }
+
+    #[test]
+    fn time_that_runs_out_leaves_nothing_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let relay = device(folder.path(), "relay", RELAY, "on");
+        let perform = |method: Method, policy: Policy| {
+            let report = Control::new(Registry::builtin(), policy).perform(&[method], Action::Cycle, &|_| ());
+            assert_eq!((report.outcome, report.left_off), (Outcome::Failed, false), "{report:?}");
+            report.failure().unwrap().class
+        };
+        // Nothing is begun that cannot be ended.
+        assert_eq!(perform(relay, Policy { deadline: Duration::from_secs(5), ..slow() }), Class::Timeout);
+        assert_eq!(calls(folder.path(), "relay"), [""; 0]);
+        // This one never looks as if it were off.
+        let mute = device(folder.path(), "mute", &RELAY.replace(r#"cat "$0.state""#, "echo on"), "on");
+        perform(mute, Policy { deadline: Duration::from_secs(3), settle: Duration::from_secs(3600), ..quick() });
+        assert_eq!(calls(folder.path(), "mute"), ["off", "on"]);
+    }
+
+    #[test]
+    fn a_feed_that_fails_takes_the_power_from_none_of_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut method =
+            device(folder.path(), "bad", &RELAY.replacen("case", "test $1 != on || exit 1; case", 1), "on");
+        method.feeds.push(device(folder.path(), "good", RELAY, "on"));
+        let report = control().perform(&[method], Action::Cycle, &|_| ());
+        assert_eq!((report.outcome, report.left_off), (Outcome::Failed, false), "{report:?}");
+        assert_eq!(fs::read_to_string(folder.path().join("good.state")).unwrap().trim(), "on");
     }
 }

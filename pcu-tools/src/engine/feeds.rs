@@ -21,7 +21,12 @@ impl Session for Feeds {
             let detail = "several feeds can only be turned off together and on together".into();
             return Err(PcuError::Unsupported { doing: format!("{change} of several feeds"), detail });
         }
-        self.0.iter_mut().try_for_each(|feed| feed.change(change, deadline))
+        if change == Change::Off {
+            return self.0.iter_mut().try_for_each(|feed| feed.change(change, deadline));
+        }
+        // One feed that fails takes the power from none of the others.
+        let changed: Vec<_> = self.0.iter_mut().map(|feed| feed.change(change, deadline)).collect();
+        changed.into_iter().collect()
     }
 
     fn prove(&mut self, deadline: Deadline) -> Result<Vec<Proof>, PcuError> {

@@ -11,6 +11,8 @@ pub struct Report {
     pub action: Action,
     /// How it ended.
     pub outcome: Outcome,
+    /// Whether a cycle turned it off, and could not turn it on again.
+    pub left_off: bool,
     /// The method that did it; none when none did.
     pub method: Option<String>,
     /// Every try, in order.
@@ -76,6 +78,15 @@ pub enum Step {
     Seen {
         /// The state.
         state: PowerState,
+    },
+    /// A cycle is about to take the power.
+    Taking,
+    /// All that a cycle took was seen on again.
+    Returned,
+    /// A cycle failed, or was interrupted, and what it turned off is being turned on.
+    GivingBack {
+        /// The method that turned it off.
+        method: String,
     },
     /// A try failed.
     Failed {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -68,11 +68,13 @@ pub(crate) struct Setup {
     pub(crate) rmcp_plus: bool,
     /// What IPMI 1.5 may be authenticated with.
     pub(crate) lan15: &'static str,
+    /// Where; on a free port of 127.0.0.1 without.
+    pub(crate) at: Option<SocketAddrV4>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { rmcp_plus: true, lan15: "md5" }
+        Self { rmcp_plus: true, lan15: "md5", at: None }
     }
 }
 
@@ -98,13 +100,15 @@ impl IpmiSim {
         }
         fs::create_dir(at("state")).unwrap();
         let serial = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let free = || UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = setup.at.unwrap_or_else(|| SocketAddrV4::new(Ipv4Addr::LOCALHOST, free()));
+        let (host, port) = (address.ip(), address.port());
         let lan15 = setup.lan15;
         let config = format!(
             "name \"sim\"\n\
              set_working_mc 0x20\n\
              startlan 1\n\
-             addr 127.0.0.1 {port}\n\
+             addr {host} {port}\n\
              priv_limit admin\n\
              allowed_auths_user {lan15}\n\
              allowed_auths_operator {lan15}\n\
@@ -135,7 +139,7 @@ impl IpmiSim {
             .spawn()
             .expect("there is no ipmi_sim: run `cargo xtask setup`");
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.connect(("127.0.0.1", port)).unwrap();
+        socket.connect(address).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let limit = Instant::now() + Duration::from_secs(20);
         loop {

@@ -24,7 +24,13 @@ pub(crate) struct Agent {
     pub(crate) data: Vec<(&'static str, &'static str)>,
     /// Name, `--v3-auth-proto`, its key, `--v3-priv-proto`, its key; no protocol for none.
     pub(crate) user: Option<[&'static str; 5]>,
+    /// Host and port; a free one of 127.0.0.1 without.
+    pub(crate) at: Option<&'static str>,
 }
+
+/// What every agent with version 3 answers: a question for its engine (RFC 3414, section 4).
+pub(crate) const DISCOVERY: &[u8] = b"\x30\x39\x02\x01\x03\x30\x0e\x02\x01\x01\x02\x03\x00\xff\xe3\x04\x01\x04\x02\x01\x03\x04\x10\x30\x0e\
+    \x04\x00\x02\x01\x00\x02\x01\x00\x04\x00\x04\x00\x04\x00\x30\x12\x04\x00\x04\x00\xa0\x0c\x02\x02\x01\x01\x02\x01\x00\x02\x01\x00\x30\x00";
 
 /// A running simulator. It ends when this goes.
 pub(crate) struct Simulator {
@@ -58,7 +64,8 @@ impl Simulator {
             for (community, file) in &agent.data {
                 fs::copy(data.join(file), own.join(format!("{community}.snmprec"))).unwrap();
             }
-            let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+            let at = agent.at.unwrap_or("127.0.0.1:0");
+            let address = UdpSocket::bind(at).unwrap().local_addr().unwrap().to_string();
             command.args(["--v3-engine-id=auto", &format!("--data-dir={}", own.display())]);
             command.arg(format!("--agent-udpv4-endpoint={address}"));
             if let Some([name, auth, auth_key, privacy, privacy_key]) = agent.user {
@@ -92,7 +99,7 @@ impl Simulator {
         for address in self.addresses.clone() {
             socket.connect(&address).unwrap();
             // An error means that nobody listens yet.
-            while socket.send(super::DISCOVERY).and_then(|_| socket.recv(&mut [0; 512])).is_err() {
+            while socket.send(DISCOVERY).and_then(|_| socket.recv(&mut [0; 512])).is_err() {
                 if Instant::now() > until || self.child.try_wait().unwrap().is_some() {
                     panic!("snmpsim does not answer:\n{}", said.try_iter().collect::<Vec<_>>().join("\n"));
                 }

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -34,13 +34,18 @@ impl Emulator {
     /// Starts one with two systems that are off, `left` (Id `aaaaaaaa-0000-4000-8000-000000000001`) and `right`, and the account
     /// `ada` with the password `secret!`; over TLS if it has an identity for that.
     pub(crate) fn start(identity: Option<&Identity>) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, 0, identity)
+    }
+
+    /// The same at this address and port; a free one for 0.
+    pub(crate) fn start_at(host: Ipv4Addr, port: u16, identity: Option<&Identity>) -> Self {
         let program = tool("sushy-emulator");
         for _ in 0..TRIES {
             let folder = tempfile::tempdir().unwrap();
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = TcpListener::bind((host, port)).unwrap().local_addr().unwrap().port();
             let output = fs::File::create(folder.path().join("output")).unwrap();
             let child = Command::new(&program)
-                .args(["--fake", "--interface", "127.0.0.1", "--port", &port.to_string(), "--config"])
+                .args(["--fake", "--interface", &host.to_string(), "--port", &port.to_string(), "--config"])
                 .arg(configure(folder.path(), identity))
                 .stdin(Stdio::null())
                 .stdout(output.try_clone().unwrap())
@@ -48,7 +53,7 @@ impl Emulator {
                 .spawn()
                 .unwrap_or_else(|error| panic!("running {}: {error}; run `cargo xtask setup`", program.display()));
             let mut emulator = Self { child, port, folder };
-            if emulator.listens() {
+            if emulator.listens(SocketAddrV4::new(host, port)) {
                 return emulator;
             }
             let said = fs::read_to_string(emulator.folder.path().join("output")).unwrap();
@@ -57,10 +62,10 @@ impl Emulator {
         panic!("no port stays free");
     }
 
-    fn listens(&mut self) -> bool {
+    fn listens(&mut self, address: SocketAddrV4) -> bool {
         let begun = Instant::now();
         while self.child.try_wait().unwrap().is_none() {
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            if TcpStream::connect(address).is_ok() {
                 return true;
             }
             assert!(begun.elapsed() < START, "the emulator does not listen");

@@ -3,12 +3,13 @@
 use anyhow::{Result, bail};
 use orrery_pcu::{
     Action,
-    engine::{Failure, Outcome as Ended, Report},
+    engine::{Failure, Outcome as Ended, Report, Step},
 };
 
 use crate::{
     Nodes,
     fleet::{NodeResult, Work},
+    interruption::Interruption,
     output::{self, Outcome},
 };
 
@@ -17,7 +18,15 @@ pub(crate) fn run(work: &Work<'_>, action: Action, nodes: &Nodes, yes: bool) -> 
     if nodes.all && !yes {
         bail!("{action} of all {} nodes needs --yes", work.inventory.nodes.len());
     }
-    work.each(nodes, |node, watch| work.control.perform(&node.methods, action, watch))
+    let interruption = Interruption::expect(work.interrupt)?;
+    let outcome = work.each(nodes, |name, node, watch| {
+        let watch = |step: &Step| {
+            interruption.note(name, step);
+            watch(step);
+        };
+        work.control.perform(&node.methods, action, &watch)
+    })?;
+    Ok(outcome.ended(interruption.status()))
 }
 
 impl NodeResult for Report {
@@ -33,7 +42,10 @@ impl NodeResult for Report {
             (Ended::Accepted, _) => {
                 format!("{} accepted by {method}{tries}; only the node itself can show it", self.action)
             }
-            (Ended::Failed, Some(failure)) => format!("{} failed: {}", self.action, output::lines(failure)),
+            (Ended::Failed, Some(failure)) => {
+                let left = if self.left_off { " AND LEFT OFF" } else { "" };
+                format!("{} failed{left}: {}", self.action, output::lines(failure))
+            }
             (Ended::Failed, None) => format!("{} failed: the node has no method", self.action),
         }
     }

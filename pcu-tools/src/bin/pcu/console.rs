@@ -1,23 +1,36 @@
 //! A node's serial line on this terminal.
 
 use std::{
+    cell::OnceCell,
     io::{self, IsTerminal, Read, Write},
-    sync::mpsc::{self, Receiver, TryRecvError},
+    process,
+    sync::{
+        Arc, OnceLock,
+        mpsc::{self, Receiver, TryRecvError},
+    },
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use orrery_pcu::{Ability, Console, PcuError};
+use orrery_pcu::{Ability, Console, PcuError, engine::Interrupt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use crate::{fleet::Work, output::Outcome};
+use crate::{
+    fleet::Work,
+    output::{self, Outcome, say},
+    signals,
+};
 
 /// How long the line is listened to before the keyboard is looked at again.
 const TURN: Duration = Duration::from_millis(50);
 
-/// A terminal whose keys go through as they are; it gets its ways back at the end.
-struct Raw(Termios);
+/// A terminal, with the modes that it had and gets back; none when this is no terminal.
+#[derive(Clone, Default)]
+struct Terminal(Arc<OnceLock<Termios>>);
+
+/// A terminal whose keys go through as they are, for the time of this.
+struct Raw<'a>(&'a Terminal);
 
 /// What has been typed of the way out, `~.` at the beginning of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,27 +43,44 @@ enum Escape {
 /// Connects this terminal with the serial line of one node until `~.`, the end of input, or the line's end.
 pub(crate) fn run(work: &Work<'_>, name: &str) -> Result<Outcome> {
     let node = work.inventory.select(&[name.to_owned()], &[])?.remove(name).context("choosing the node")?;
-    let raw = if io::stdin().is_terminal() { Some(Raw::set().context("setting up the terminal")?) } else { None };
-    let keys = keyboard();
+    let (terminal, ended, keys) = (Terminal::default(), Arc::new(OnceLock::new()), OnceCell::new());
+    // Until it is connected, ^C and signals end us as they end every program.
     let talk = |session: Box<dyn orrery_pcu::Session>, deadline| {
+        let failed = |error| PcuError::transport("setting up the terminal", error);
         let mut line = session.console(deadline)?;
-        eprint!("connected to {name}; ~. ends it\r\n");
-        pump(line.as_mut(), &keys)
+        let _raw = terminal.raw().map_err(failed)?;
+        if keys.get().is_none() {
+            expect_signals(&terminal, &ended, work.interrupt).map_err(failed)?;
+        }
+        say(&format!("connected to {name}; ~. ends it\r"));
+        pump(line.as_mut(), keys.get_or_init(keyboard), work.interrupt)
     };
     let answer = work.control.with_session(&node.methods, Ability::Console, &|_| (), talk);
-    drop(raw);
+    let ended = ended.get().copied();
     match (answer.value, answer.attempts.into_iter().rev().find_map(|attempt| attempt.failure)) {
-        (Some(()), _) => Ok(Outcome::done()),
+        (Some(()), _) => Ok(Outcome::done().ended(ended)),
         (None, Some(failure)) => {
-            eprintln!("pcu: {name}: {}", crate::output::lines(&failure));
-            Ok(Outcome::of([&failure]))
+            say(&format!("pcu: {name}: {}", output::lines(&failure)));
+            Ok(Outcome::of([&failure]).ended(ended))
         }
         (None, None) => bail!("{name} has no method"),
     }
 }
 
-/// Hands keys to the line and what the line says to the terminal.
-fn pump(line: &mut dyn Console, keys: &Receiver<Vec<u8>>) -> Result<(), PcuError> {
+/// The first signal hangs up, which takes a second at most; the next one ends without.
+fn expect_signals(terminal: &Terminal, ended: &Arc<OnceLock<u8>>, interrupt: &Interrupt) -> io::Result<()> {
+    let (terminal, ended, interrupt) = (terminal.clone(), Arc::clone(ended), interrupt.clone());
+    signals::handle(move |status| {
+        if ended.set(status).is_err() {
+            terminal.restore();
+            process::exit(status.into());
+        }
+        interrupt.raise();
+    })
+}
+
+/// Hands keys to the line and what the line says to the terminal, while there is one.
+fn pump(line: &mut dyn Console, keys: &Receiver<Vec<u8>>, interrupt: &Interrupt) -> Result<(), PcuError> {
     let mut escape = Escape::LineStart;
     let mut output = io::stdout().lock();
     loop {
@@ -62,8 +92,7 @@ fn pump(line: &mut dyn Console, keys: &Receiver<Vec<u8>>) -> Result<(), PcuError
         };
         let heard = line.exchange(&typed, TURN)?;
         let shown = output.write_all(&heard).and_then(|()| output.flush());
-        shown.map_err(|error| PcuError::transport("writing to the terminal", error))?;
-        if end {
+        if end || shown.is_err() || interrupt.is_raised() {
             return Ok(());
         }
     }
@@ -103,20 +132,29 @@ fn keyboard() -> Receiver<Vec<u8>> {
     receive
 }
 
-impl Raw {
-    fn set() -> Result<Self> {
-        let before = tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(io::stdin(), OptionalActions::Flush, &raw)?;
-        Ok(Self(before))
+impl Terminal {
+    fn raw(&self) -> io::Result<Raw<'_>> {
+        if io::stdin().is_terminal() {
+            let before = tcgetattr(io::stdin())?;
+            let mut raw = before.clone();
+            raw.make_raw();
+            self.0.get_or_init(|| before);
+            tcsetattr(io::stdin(), OptionalActions::Flush, &raw)?;
+        }
+        Ok(Raw(self))
+    }
+
+    fn restore(&self) {
+        if let Some(before) = self.0.get() {
+            // The terminal may be gone.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Flush, before);
+        }
     }
 }
 
-impl Drop for Raw {
+impl Drop for Raw<'_> {
     fn drop(&mut self) {
-        // The terminal is gone, then.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
+        self.0.restore();
     }
 }
 

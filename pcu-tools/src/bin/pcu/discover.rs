@@ -1,17 +1,20 @@
 //! Finding devices.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use ipnet::IpNet;
 use orrery_pcu::{
     Secret,
-    discover::{self, IpmiProbe, Probe, RedfishProbe, SnmpProbe},
+    discover::{self, Found, IpmiProbe, Probe, RedfishProbe, SnmpProbe},
 };
 use serde_json::json;
 
-use crate::output::{self, Outcome};
+use crate::{
+    fleet,
+    output::{self, Outcome},
+};
 
 /// The most addresses in one call.
 const MOST: usize = 1 << 16;
@@ -29,7 +32,7 @@ pub(crate) struct Discover {
     snmp: bool,
 }
 
-/// Asks every address, and prints what answered.
+/// Asks every address, and prints what answered, at once for people and at the end for programs.
 pub(crate) fn run(json: bool, parallel: usize, options: &Discover) -> Result<Outcome> {
     let mut addresses: Vec<IpAddr> = options.networks.iter().flat_map(IpNet::hosts).take(MOST + 1).collect();
     if addresses.len() > MOST {
@@ -44,16 +47,26 @@ pub(crate) fn run(json: bool, parallel: usize, options: &Discover) -> Result<Out
     if options.snmp {
         probes.push(&snmp);
     }
-    let found = discover::discover(&addresses, &probes, parallel, Duration::from_secs(options.patience.max(1)));
+    let bar = fleet::bar(addresses.len(), json);
+    let done = |found: &[Found]| {
+        if !json && !found.is_empty() {
+            bar.suspend(|| found.iter().for_each(show));
+        }
+        bar.inc(1);
+    };
+    let found = discover::discover(&addresses, &probes, parallel, Duration::from_secs(options.patience.max(1)), done);
+    bar.finish_and_clear();
     if json {
         output::document(&json!({ "asked": addresses.len(), "found": found }))?;
         return Ok(Outcome::done());
     }
-    for device in &found {
-        println!("{:<24} {:<20} {}", device.address.to_string(), device.driver, device.detail);
-    }
-    eprintln!("{} of {} addresses answered", found.len(), addresses.len());
+    let answered: BTreeSet<IpAddr> = found.iter().map(|device| device.address.ip()).collect();
+    output::say(&format!("{} of {} addresses answered", answered.len(), addresses.len()));
     Ok(Outcome::done())
+}
+
+fn show(device: &Found) {
+    println!("{:<24} {:<20} {}", device.address.to_string(), device.driver, device.detail);
 }
 
 fn network(text: &str) -> Result<IpNet, String> {

@@ -1,12 +1,16 @@
 //! Running one thing on the chosen nodes, with progress.
 
-use std::{collections::BTreeMap, io::IsTerminal};
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal, Write},
+    sync::Mutex,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orrery_pcu::{
     Inventory, Node,
-    engine::{Control, Step},
+    engine::{Control, Interrupt, Step},
     fleet,
 };
 use serde::Serialize;
@@ -21,6 +25,8 @@ use crate::{
 pub(crate) struct Work<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) control: &'a Control,
+    /// Ends what `control` does.
+    pub(crate) interrupt: &'a Interrupt,
     pub(crate) inventory: &'a Inventory,
 }
 
@@ -33,25 +39,30 @@ pub(crate) trait NodeResult: Serialize + Send {
 }
 
 impl Work<'_> {
-    /// Does `work` on every chosen node, prints what came of it, and says how it ended.
+    /// Does `work` on every chosen node, which it gets with its name, prints what came of it, and says how it ended.
     pub(crate) fn each<T: NodeResult>(
         &self,
         nodes: &Nodes,
-        work: impl Fn(&Node, &dyn Fn(&Step)) -> T + Sync,
+        work: impl Fn(&str, &Node, &dyn Fn(&Step)) -> T + Sync,
     ) -> Result<Outcome> {
         let chosen = self.chosen(nodes)?;
-        let bar = self.bar(chosen.len());
-        let run = |(name, node): &(&str, &Node)| work(node, &|step| self.show(&bar, name, step));
+        let bar = bar(chosen.len(), self.settings.json);
+        let run = |(name, node): &(&str, &Node)| work(name, node, &|step| self.show(&bar, name, step));
+        let printed = Mutex::new(Ok(()));
         let done = |(name, _): &(&str, &Node), result: &T| {
             if !self.settings.json {
                 let text = result.text();
                 let gap = if text.starts_with('\n') { "" } else { " " };
-                bar.suspend(|| println!("{name}:{gap}{text}"));
+                if let Err(error) = bar.suspend(|| writeln!(io::stdout(), "{name}:{gap}{text}")) {
+                    // Nobody reads it; what is under way has to be done all the same.
+                    *printed.lock().expect("nobody panics with it") = Err(error);
+                }
             }
             bar.inc(1);
         };
         let results = fleet::each(&chosen, self.settings.parallel, run, done);
         bar.finish_and_clear();
+        printed.into_inner().expect("nobody panics with it").context("printing the results")?;
         if self.settings.json {
             let with_name = |((name, _), result): (&(&str, &Node), &T)| json!({ "node": name, "result": result });
             let nodes: Vec<_> = chosen.iter().zip(&results).map(with_name).collect();
@@ -69,23 +80,27 @@ impl Work<'_> {
         Ok(chosen.into_iter().collect())
     }
 
-    fn bar(&self, length: usize) -> ProgressBar {
-        let bar = ProgressBar::new(length as u64);
-        if length < 2 || self.settings.json || !std::io::stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{bar:30} {pos} of {len}, {elapsed}");
-        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-    }
-
     fn show(&self, bar: &ProgressBar, name: &str, step: &Step) {
         if !self.settings.verbose {
             return;
         }
-        bar.suspend(|| match step {
-            Step::Trying { method } => eprintln!("{name}: trying {method}"),
-            Step::Seen { state } => eprintln!("{name}: the power is {state}"),
-            Step::Failed { failure, .. } => eprintln!("{name}: {}", output::lines(failure)),
-        });
+        let text = match step {
+            Step::Trying { method } => format!("trying {method}"),
+            Step::Seen { state } => format!("the power is {state}"),
+            Step::Failed { failure, .. } => output::lines(failure),
+            Step::GivingBack { method } => format!("turning it on again by {method}"),
+            Step::Taking | Step::Returned => return,
+        };
+        bar.suspend(|| output::say(&format!("{name}: {text}")));
     }
+}
+
+/// Shows on a terminal how many of `length` are done, unless it is a single one.
+pub(crate) fn bar(length: usize, json: bool) -> ProgressBar {
+    let bar = ProgressBar::new(length as u64);
+    if length < 2 || json || !io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos} of {len}, {elapsed}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

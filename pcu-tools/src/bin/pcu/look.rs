@@ -74,7 +74,7 @@ pub(crate) fn log(work: &Work<'_>, nodes: &Nodes) -> Result<Outcome> {
 
 /// Tests every method.
 pub(crate) fn test(work: &Work<'_>, nodes: &Nodes) -> Result<Outcome> {
-    work.each(nodes, |node, _| Tests(work.control.test(&node.methods)))
+    work.each(nodes, |_, node, _| Tests(work.control.test(&node.methods)))
 }
 
 fn ask<T: Serialize + Send>(
@@ -84,7 +84,7 @@ fn ask<T: Serialize + Send>(
     text: impl Fn(&T) -> String + Sync,
     question: impl Fn(&mut dyn Session, Deadline) -> Result<T, PcuError> + Sync,
 ) -> Result<Outcome> {
-    work.each(nodes, |node, watch| {
+    work.each(nodes, |_, node, watch| {
         let Answer { value, method, attempts } = work.control.ask(&node.methods, ability, watch, &question);
         let failure =
             if value.is_some() { None } else { attempts.into_iter().rev().find_map(|attempt| attempt.failure) };

@@ -4,9 +4,11 @@ mod act;
 mod console;
 mod discover;
 mod fleet;
+mod interruption;
 mod look;
 mod manage;
 mod output;
+mod signals;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -14,7 +16,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use orrery_pcu::{
     Action, BootDevice, Inventory, Registry,
-    engine::{Control, Policy},
+    engine::{Control, Interrupt, Policy},
 };
 
 use output::Outcome;
@@ -34,7 +36,8 @@ use output::Outcome;
 ///
 /// Exit status: 0 done; 1 failures of several classes, or of this command itself; 2 wrong usage; 3 configuration (inventory, secret, waiver);
 /// and when all failures are of one class: 10 transport, 11 identity, 12 authentication, 13 privilege, 14 prompt, 15 outlet unknown, 16 busy,
-/// 17 refused, 18 unsupported, 19 unverified (no effect was seen), 20 a person has to do it, 21 timeout.
+/// 17 refused, 18 unsupported, 19 unverified (no effect was seen), 20 a person has to do it, 21 timeout. 128 and the signal's number (129, 130, 143)
+/// when a change was interrupted.
 #[derive(Parser)]
 #[command(name = "pcu", version, about, verbatim_doc_comment)]
 struct Arguments {
@@ -99,7 +102,13 @@ enum OfNodes {
     /// Turn nodes off, at once: their operating system is not asked
     Off(Change),
     /// Turn nodes off, and after some seconds on
-    Cycle(Change),
+    Cycle {
+        #[command(flatten)]
+        change: Change,
+        /// Seconds without power: supplies hold charge for some
+        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+        off_time: u64,
+    },
     /// Reset nodes, which keep their power; what a reset did only the node itself can show
     Reset(Change),
     /// Show whether nodes have power
@@ -180,18 +189,19 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: &Settings, command: Command) -> Result<Outcome> {
-    let control = settings.control()?;
+    let interrupt = Interrupt::default();
+    let control = settings.control(&command)?.until(&interrupt);
     let command = match command {
         Command::OfNodes(command) => command,
         Command::Discover(options) => return discover::run(settings.json, settings.parallel, &options),
         Command::Driver(driver) => return manage::run(settings.json, control.registry(), &driver),
     };
     let inventory = Inventory::read(&settings.inventory)?;
-    let work = fleet::Work { settings, control: &control, inventory: &inventory };
+    let work = fleet::Work { settings, control: &control, interrupt: &interrupt, inventory: &inventory };
     match command {
         OfNodes::On(nodes) => act::run(&work, Action::On, &nodes, true),
         OfNodes::Off(change) => act::run(&work, Action::Off, &change.nodes, change.yes),
-        OfNodes::Cycle(change) => act::run(&work, Action::Cycle, &change.nodes, change.yes),
+        OfNodes::Cycle { change, .. } => act::run(&work, Action::Cycle, &change.nodes, change.yes),
         OfNodes::Reset(change) => act::run(&work, Action::Reset, &change.nodes, change.yes),
         OfNodes::Status(nodes) => look::status(&work, &nodes),
         OfNodes::Identify { nodes, seconds } => look::identify(&work, &nodes, Duration::from_secs(seconds)),
@@ -204,14 +214,19 @@ fn run(settings: &Settings, command: Command) -> Result<Outcome> {
 }
 
 impl Settings {
-    fn control(&self) -> Result<Control> {
+    fn control(&self, command: &Command) -> Result<Control> {
         let mut registry = Registry::builtin();
         if let Some(folder) = &self.drivers {
             registry.add_folder(folder).with_context(|| format!("reading the drivers in {}", folder.display()))?;
         }
         let deadline = Duration::from_secs(self.deadline.max(1));
-        let policy = Policy::default();
-        Ok(Control::new(registry, Policy { deadline, method: policy.method.min(deadline), ..policy }))
+        let mut policy = Policy { deadline, ..Policy::default() };
+        if let Command::OfNodes(OfNodes::Cycle { off_time, .. }) = command {
+            policy.off_time = Duration::from_secs(*off_time);
+            policy.method += policy.off_time;
+        }
+        policy.method = policy.method.min(deadline);
+        Ok(Control::new(registry, policy))
     }
 }
 

@@ -1,15 +1,23 @@
 //! What people and programs see, and the exit status.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
 
 use anyhow::Error;
 use orrery_pcu::{Class, InventoryError, engine::Failure};
 use serde::Serialize;
 use serde_json::json;
 
-/// How a command ended: the classes of what failed.
+/// How a command ended.
 #[derive(Debug, Default)]
-pub(crate) struct Outcome(BTreeSet<Class>);
+pub(crate) struct Outcome {
+    /// The classes of what failed.
+    classes: BTreeSet<Class>,
+    /// The exit status of a signal that ended it.
+    ended: Option<u8>,
+}
 
 impl Outcome {
     /// Nothing failed.
@@ -19,12 +27,20 @@ impl Outcome {
 
     /// These failed.
     pub(crate) fn of<'a>(failures: impl IntoIterator<Item = &'a Failure>) -> Self {
-        Self(failures.into_iter().map(|failure| failure.class).collect())
+        Self { classes: failures.into_iter().map(|failure| failure.class).collect(), ended: None }
+    }
+
+    /// The same, but ended by a signal with this exit status, if by any.
+    pub(crate) fn ended(self, ended: Option<u8>) -> Self {
+        Self { ended, ..self }
     }
 
     /// The exit status.
     pub(crate) fn status(&self) -> u8 {
-        let mut classes = self.0.iter();
+        let mut classes = self.classes.iter();
+        if let Some(ended) = self.ended {
+            return ended;
+        }
         match (classes.next(), classes.next()) {
             (None, _) => 0,
             (Some(class), None) => status(*class),
@@ -44,7 +60,7 @@ pub(crate) fn complain(json: bool, error: &Error) {
     if json {
         println!("{}", json!({ "error": format!("{error:#}") }));
     } else {
-        eprintln!("pcu: {error:#}");
+        say(&format!("pcu: {error:#}"));
     }
 }
 
@@ -52,6 +68,11 @@ pub(crate) fn complain(json: bool, error: &Error) {
 pub(crate) fn document(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// Says something beside the results. Whoever read it may be gone, and that must not end a change half-way.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A failure for people: what happened, and what to try.
@@ -74,5 +95,7 @@ fn status(class: Class) -> u8 {
         Class::Unverified => 19,
         Class::Human => 20,
         Class::Timeout => 21,
+        // As a shell says of what ^C ended.
+        Class::Interrupted => 130,
     }
 }
