@@ -24,6 +24,7 @@ use crate::{
     error::{At, SliverError},
     first,
     leftovers::directories,
+    ports::SocketLimit,
     record::Record,
     remove::remove_tree,
     socket::{Made, Wish},
@@ -61,13 +62,14 @@ impl Default for SliverPaths {
     }
 }
 
-/// The slivers of a node. Cheap to open, and without state in memory.
+/// The slivers of a node. Cheap to open, and without state in memory that anybody would miss.
 #[derive(Debug)]
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
     pub(crate) sessions: AtomicU64,
     /// Where the search for a free number begins.
     pub(crate) next_index: AtomicU32,
+    pub(crate) sockets: SocketLimit,
 }
 
 /// The lock on one sliver, or on all, held until this and every duplicate of its descriptor is closed.
@@ -96,7 +98,8 @@ impl Slivers {
 
     /// The slivers at `paths`, which somebody else has opened and looks after.
     pub(crate) fn at(paths: SliverPaths) -> Self {
-        Self { paths, sessions: AtomicU64::new(0), next_index: AtomicU32::new(0) }
+        let (sessions, next_index) = (AtomicU64::new(0), AtomicU32::new(0));
+        Self { paths, sessions, next_index, sockets: SocketLimit::default() }
     }
 
     pub(crate) fn home(&self) -> PathBuf {
