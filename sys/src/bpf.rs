@@ -10,8 +10,11 @@ use std::{
 const MAP_CREATE: libc::c_long = 0;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_ATTACH: libc::c_long = 8;
+const BTF_LOAD: libc::c_long = 18;
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
+/// The number of the one type of [`types`].
+const NUMERAL: u32 = 1;
 /// What a program says of itself, which decides what the kernel lets it call.
 const LICENSE: &[u8] = b"MIT\0";
 
@@ -51,21 +54,20 @@ impl Hook {
     }
 }
 
-/// What a map is.
+/// What a map is. Its values are zero in the beginning, are there as long as what they belong to, and cannot run out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Map {
-    /// Values under keys of eight bytes, before which stands how many bits of them count: 64, in four bytes. Takes memory for
-    /// what is there only, unlike a hash table.
-    Trie,
-    /// Values under numbers of four bytes, all there from the beginning, and zero.
-    Array,
+    /// Four bytes with each socket for which a program asked for them.
+    OfSockets,
+    /// Eight bytes with each control group to which a program is attached that uses the map, the same for all its hooks.
+    OfGroups,
 }
 
-/// Makes a map of up to `entries` values of eight bytes.
+/// Makes a map.
 ///
 /// # Errors
 /// When the caller has no right to, or there is no memory.
-pub fn map(map: Map, entries: u32) -> io::Result<OwnedFd> {
+pub fn map(map: Map) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Argument {
         kind: u32,
@@ -73,12 +75,57 @@ pub fn map(map: Map, entries: u32) -> io::Result<OwnedFd> {
         value: u32,
         entries: u32,
         flags: u32,
+        inner: u32,
+        memory_node: u32,
+        name: [u8; 16],
+        interface: u32,
+        types: i32,
+        key_type: u32,
+        value_type: u32,
     }
-    let (kind, key, flags) = match map {
-        Map::Trie => (11, 12, NO_PREALLOC),
-        Map::Array => (2, 4, 0),
+    const { assert!(mem::size_of::<Argument>() == 60) };
+    let new = |kind, key, value, flags, types, numeral| {
+        let (key_type, value_type) = (numeral, numeral);
+        let (entries, inner, memory_node, name, interface) = (0, 0, 0, [0; 16], 0);
+        descriptor(
+            MAP_CREATE,
+            &Argument {
+                kind,
+                key,
+                value,
+                entries,
+                flags,
+                inner,
+                memory_node,
+                name,
+                interface,
+                types,
+                key_type,
+                value_type,
+            },
+        )
     };
-    descriptor(MAP_CREATE, &Argument { kind, key, value: 8, entries, flags })
+    match map {
+        Map::OfSockets => new(24, 4, 4, NO_PREALLOC, types()?.as_raw_fd(), NUMERAL),
+        Map::OfGroups => new(19, 8, 8, 0, 0, 0),
+    }
+}
+
+/// The types without whose description the kernel makes no map of sockets (Linux: `bpf/btf.rst`).
+fn types() -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Argument {
+        types: u64,
+        log_address: u64,
+        size: u32,
+        // Nothing after this: the kernel would write there.
+        log: u32,
+    }
+    const { assert!(mem::size_of::<Argument>() == 24) };
+    // A header with where its two parts are and how long, one type, which is an integer of four bytes and 32 bits, and names: none.
+    const TYPES: [u32; 11] = [0x0001_eb9f, 24, 0, 16, 16, 4, 0, 1 << 24, 4, 32, 0];
+    let (types, size) = (TYPES.as_ptr() as u64, mem::size_of_val(&TYPES) as u32);
+    descriptor(BTF_LOAD, &Argument { types, log_address: 0, size, log: 0 })
 }
 
 /// Has the kernel prove and take a program.

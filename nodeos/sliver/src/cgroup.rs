@@ -17,7 +17,7 @@ use rustix::{
 use crate::{
     disk,
     error::{At, SliverError},
-    ports,
+    ports::SocketLimit,
 };
 
 /// The leaf of the node's process that makes sockets for an administrative sliver.
@@ -80,6 +80,7 @@ impl ControlGroup {
     pub(crate) fn limit(
         &self,
         rspec: &Rspec,
+        sockets: &SocketLimit,
         disk: impl Fn() -> Result<String, SliverError>,
     ) -> Result<(), SliverError> {
         let fresh = match fs::create_dir(&self.path) {
@@ -116,8 +117,8 @@ impl ControlGroup {
         set("cgroup.subtree_control", "+memory +pids", "")?;
         let init = self.init();
         if !init.exists() {
-            // Nothing has run in it yet. Done again later, it would forget what it has counted.
-            ports::limit(&self.path).at("limiting the sockets of", &self.path)?;
+            // Nothing has run in it yet. Done again later by another process, it would forget what it has counted.
+            sockets.apply(&self.path).at("limiting the sockets of", &self.path)?;
         }
         fs::create_dir_all(&init).at("making", &init)
     }

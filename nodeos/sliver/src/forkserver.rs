@@ -126,7 +126,11 @@ pub(crate) fn serve(carry_out: impl Fn(&[u8]) -> ExitCode) -> io::Result<ExitCod
             Ok(Fork::Parent(_)) => {}
             Ok(Fork::Child) => {
                 namespace::heed_children()?;
-                rustix::stdio::dup2_stdin(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)?;
+                rustix::stdio::dup2_stdin(rustix::fs::open(
+                    "/dev/null",
+                    OFlags::RDONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?)?;
                 rustix::stdio::dup2_stdout(lock)?;
                 rustix::stdio::dup2_stderr(answer)?;
                 return Ok(carry_out(&order[..length]));

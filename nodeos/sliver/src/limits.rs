@@ -23,7 +23,7 @@ impl Slivers {
     pub(crate) fn limit_group(&self, record: &Record) -> Result<(), SliverError> {
         let rspec = &record.spec.rspec;
         let disk = || disk::disk_under(&self.paths.data).at("finding the disk of", &self.paths.data);
-        self.group(&record.login()).limit(rspec, disk)?;
+        self.group(&record.login()).limit(rspec, &self.sockets, disk)?;
         if rspec.io_weight != Rspec::default().io_weight {
             self.weigh_disk(&disk()?)?;
         }

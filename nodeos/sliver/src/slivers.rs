@@ -25,6 +25,7 @@ use crate::{
     first,
     forkserver::ForkServer,
     leftovers::directories,
+    ports::SocketLimit,
     record::Record,
     remove::remove_tree,
     socket::{Made, Wish},
@@ -62,13 +63,14 @@ impl Default for SliverPaths {
     }
 }
 
-/// The slivers of a node. Cheap to open, and without state in memory that anything depends on.
+/// The slivers of a node. Cheap to open, and without state in memory that anybody would miss.
 #[derive(Debug)]
 pub struct Slivers {
     pub(crate) paths: SliverPaths,
     pub(crate) sessions: AtomicU64,
     /// Where the search for a free number begins.
     pub(crate) next_index: AtomicU32,
+    pub(crate) sockets: SocketLimit,
     helpers: ForkServer,
 }
 
@@ -98,8 +100,9 @@ impl Slivers {
 
     /// The slivers at `paths`, which somebody else has opened and looks after.
     pub(crate) fn at(paths: SliverPaths) -> Self {
-        let helpers = ForkServer::passing();
-        Self { paths, sessions: AtomicU64::new(0), next_index: AtomicU32::new(0), helpers }
+        let (sessions, next_index) = (AtomicU64::new(0), AtomicU32::new(0));
+        let (sockets, helpers) = (SocketLimit::default(), ForkServer::passing());
+        Self { paths, sessions, next_index, sockets, helpers }
     }
 
     pub(crate) fn home(&self) -> PathBuf {
@@ -395,10 +398,12 @@ impl Slivers {
                 return Err(SliverError::Path { doing: "using as a layer", path: path.clone(), source });
             }
         }
-        boot::start(&self.helpers, login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(|_| {
-            // What failed to start is what matters to the caller.
-            let _ = group.kill();
-        })?;
+        boot::start(&self.helpers, login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(
+            |_| {
+                // What failed to start is what matters to the caller.
+                let _ = group.kill();
+            },
+        )?;
         self.note_start(&record);
         Ok(())
     }

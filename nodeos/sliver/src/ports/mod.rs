@@ -12,8 +12,9 @@ mod program;
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::OnceLock,
 };
 
 use orrery_sys::bpf::{self, Hook, Map};
@@ -22,35 +23,53 @@ use self::program::{closed, connection, created};
 
 /// Sockets that one sliver may have, of some 28,000 ports.
 const SOCKETS: u32 = 4096;
-/// Those that can be known at a time: accepted connections are not refused, though they count. More than there is memory for.
-const KNOWN: u32 = 1 << 20;
 /// Where the kernel takes ports from for who does not ask for one.
 const EPHEMERAL: u32 = 32_768;
 
-/// What the programs of one sliver keep.
+/// What the programs keep.
 #[derive(Debug, Clone, Copy)]
 struct Maps<'a> {
-    /// Sockets that count, by their cookies.
-    known: BorrowedFd<'a>,
-    /// How many that are.
+    /// With each socket, whether it counts.
+    marks: BorrowedFd<'a>,
+    /// With each sliver's control group, how many do.
     count: BorrowedFd<'a>,
 }
 
-/// Limits the sockets of a sliver's control group, for as long as that is there.
+/// The limit of sockets, the same for all slivers: programs that the kernel takes once, for the first of them.
 ///
-/// # Errors
-/// When the kernel refuses.
-pub(crate) fn limit(group: &Path) -> io::Result<()> {
-    let group = File::open(group)?;
-    let (known, count) = (bpf::map(Map::Trie, KNOWN)?, bpf::map(Map::Array, 1)?);
-    let maps = Maps { known: known.as_fd(), count: count.as_fd() };
-    // What takes away from the count is there before what adds to it.
-    for (hook, program) in [
-        (Hook::SocketRelease, closed(maps)),
-        (Hook::Connection, connection(maps, EPHEMERAL)),
-        (Hook::SocketCreate, created(maps, SOCKETS)),
-    ] {
-        bpf::attach(group.as_fd(), bpf::load(hook, &program)?.as_fd(), hook)?;
+/// Slivers that run keep theirs when this is gone, and whoever limits others then has programs of their own. Since a group is
+/// limited before anything runs in it, and a socket belongs to one group for good, no socket is ever seen by both.
+#[derive(Debug, Default)]
+pub(crate) struct SocketLimit {
+    /// What takes away from the count is attached before what adds to it.
+    programs: OnceLock<[(Hook, OwnedFd); 3]>,
+}
+
+impl SocketLimit {
+    /// Limits the sockets of a sliver's control group, for as long as that is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses. What it refused to take, it is asked to take again the next time.
+    pub(crate) fn apply(&self, group: &Path) -> io::Result<()> {
+        let group = File::open(group)?;
+        let programs = match self.programs.get() {
+            Some(programs) => programs,
+            None => {
+                let programs = load()?;
+                self.programs.get_or_init(|| programs)
+            }
+        };
+        programs.iter().try_for_each(|(hook, program)| bpf::attach(group.as_fd(), program.as_fd(), *hook))
     }
-    Ok(())
+}
+
+fn load() -> io::Result<[(Hook, OwnedFd); 3]> {
+    let (marks, count) = (bpf::map(Map::OfSockets)?, bpf::map(Map::OfGroups)?);
+    let maps = Maps { marks: marks.as_fd(), count: count.as_fd() };
+    let load = |hook, program: &[_]| Ok::<_, io::Error>((hook, bpf::load(hook, program)?));
+    Ok([
+        load(Hook::SocketRelease, &closed(maps))?,
+        load(Hook::Connection, &connection(maps, EPHEMERAL))?,
+        load(Hook::SocketCreate, &created(maps, SOCKETS))?,
+    ])
 }

@@ -9,26 +9,25 @@ use orrery_sys::bpf::Instruction;
 use super::Maps;
 
 // Functions of the kernel by number (`__BPF_FUNC_MAPPER` of linux/bpf.h). They take registers 1 to 5, return 0, and keep 6 to 9.
-const MAP_LOOKUP: i32 = 1;
-const MAP_UPDATE: i32 = 2;
-const MAP_DELETE: i32 = 3;
-const SOCKET_COOKIE: i32 = 46;
 const SET_CALLBACKS: i32 = 59;
+const OF_GROUP: i32 = 81;
+const OF_SOCKET: i32 = 107;
 const SET_ERROR: i32 = 187;
 
-/// `BPF_NOEXIST`: an update makes a new value or fails.
-const NEW_ONLY: i32 = 1;
+/// `BPF_SK_STORAGE_GET_F_CREATE`: what a map has with a socket is made if it is not there.
+const MAKE: i32 = 1;
 
 // Of a connection (`struct bpf_sock_ops`, and the constants beside it): where its fields are, what happens, and states.
 const EVENT: i16 = 0;
 const NEW_STATE: i16 = 8;
 const LOCAL_PORT: i16 = 68;
+const SOCKET: i16 = 184;
 const ACCEPTED: i32 = 5;
 const STATE_CHANGED: i32 = 10;
 const WANT_STATES: i32 = 4;
 const CLOSED: i32 = 7;
 
-// Registers: what is returned, arguments, what is kept, and the end of the stack.
+// Registers: what is returned, arguments, and what is kept.
 const R0: u8 = 0;
 const R1: u8 = 1;
 const R2: u8 = 2;
@@ -36,16 +35,6 @@ const R3: u8 = 3;
 const R4: u8 = 4;
 const CONTEXT: u8 = 6;
 const COUNT: u8 = 7;
-const STACK: u8 = 10;
-
-// On the stack.
-const VALUE: i16 = -8;
-const COOKIE: i16 = -16;
-const KEY: i16 = -20;
-const INDEX: i16 = -24;
-
-/// The bits of a cookie, which stand before it in a key.
-const COOKIE_BITS: i32 = 64;
 
 /// A step of a program: an instruction, or one that goes on elsewhere on some condition.
 #[derive(Debug, Clone, Copy)]
@@ -71,16 +60,17 @@ pub(super) fn created(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
     let mut steps = vec![Plain(copy(CONTEXT, R1))];
     steps.extend(count_of(maps));
     steps.extend([Plain(load(R1, COUNT, 0)), Jump(if_at_least(R1, most.cast_signed()), Place::Refuse)]);
-    steps.extend(note(maps));
-    steps.extend([Jump(if_not(R0, 0), Place::Refuse), Plain(set(R1, 1)), Plain(add_to_count()), Here(Place::Done)]);
-    steps.extend([Plain(set(R0, 1)), Plain(exit()), Here(Place::Refuse)]);
+    steps.push(Plain(copy(R2, CONTEXT)));
+    steps.extend(mark_of(maps, MAKE));
+    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(set(R1, 1)), Plain(exchange_mark())]);
+    steps.extend([Plain(set(R1, 1)), Plain(add_to_count()), Plain(set(R0, 1)), Plain(exit()), Here(Place::Refuse)]);
     steps.extend([Plain(set(R1, -libc::ENFILE)), Plain(call(SET_ERROR)), Plain(set(R0, 0)), Plain(exit())]);
     assemble(&steps)
 }
 
 /// Runs when a socket is closed.
 pub(super) fn closed(maps: Maps<'_>) -> Vec<Instruction> {
-    let mut steps = vec![Plain(copy(CONTEXT, R1))];
+    let mut steps = vec![Plain(copy(R2, R1))];
     steps.extend(forget(maps));
     steps.extend([Here(Place::Done), Plain(set(R0, 1)), Plain(exit())]);
     assemble(&steps)
@@ -89,6 +79,8 @@ pub(super) fn closed(maps: Maps<'_>) -> Vec<Instruction> {
 /// Runs when something happens to a connection. One that is accepted at port `from` or above counts until it has ended or its socket is
 /// closed; it may never have had one.
 pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
+    // Always there with these events, which the kernel does not know.
+    let socket = [Plain(load(R2, CONTEXT, SOCKET)), Jump(if_equal(R2, 0), Place::Done)];
     let mut steps = vec![
         Plain(copy(CONTEXT, R1)),
         Plain(load_half(R1, CONTEXT, EVENT)),
@@ -103,10 +95,11 @@ pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
         Plain(load_half(R1, CONTEXT, LOCAL_PORT)),
         Jump(if_below(R1, from.cast_signed()), Place::Done),
     ];
+    steps.extend(socket);
+    steps.extend(mark_of(maps, MAKE));
+    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(set(R1, 1)), Plain(exchange_mark())]);
     steps.extend(count_of(maps));
-    steps.extend(note(maps));
     steps.extend([
-        Jump(if_not(R0, 0), Place::Done),
         Plain(set(R1, 1)),
         Plain(add_to_count()),
         Plain(copy(R1, CONTEXT)),
@@ -116,6 +109,7 @@ pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
         Plain(exit()),
         Here(Place::Gone),
     ]);
+    steps.extend(socket);
     steps.extend(forget(maps));
     steps.extend([Plain(set(R0, 1)), Plain(exit())]);
     assemble(&steps)
@@ -123,44 +117,26 @@ pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
 
 /// Has the address of the count in its register.
 fn count_of(maps: Maps<'_>) -> Vec<Step> {
-    let mut steps = vec![Plain(store_half(STACK, INDEX, 0))];
-    steps.extend(address_of(maps.count).map(Plain));
-    steps.extend([Plain(copy(R2, STACK)), Plain(add(R2, INDEX.into())), Plain(call(MAP_LOOKUP))]);
-    // It is always there, which the kernel does not know.
-    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(copy(COUNT, R0))]);
+    let mut steps: Vec<_> = address_of(maps.count).map(Plain).into();
+    steps.extend([Plain(set(R2, 0)), Plain(call(OF_GROUP)), Plain(copy(COUNT, R0))]);
     steps
 }
 
-/// Notes that the socket counts. Not 0 is returned if it did before, or cannot be noted.
-fn note(maps: Maps<'_>) -> Vec<Step> {
-    let mut steps = key();
-    steps.push(Plain(store(STACK, VALUE, 0)));
-    steps.extend(address_of(maps.known).map(Plain));
-    steps.extend([Plain(copy(R2, STACK)), Plain(add(R2, KEY.into()))]);
-    steps.extend([Plain(copy(R3, STACK)), Plain(add(R3, VALUE.into()))]);
-    steps.extend([Plain(set(R4, NEW_ONLY)), Plain(call(MAP_UPDATE))]);
+/// Returns the address of the mark of the socket in register 2, or 0 if there is none, not even after making one.
+fn mark_of(maps: Maps<'_>, how: i32) -> Vec<Step> {
+    let mut steps: Vec<_> = address_of(maps.marks).map(Plain).into();
+    steps.extend([Plain(set(R3, 0)), Plain(set(R4, how)), Plain(call(OF_SOCKET))]);
     steps
 }
 
-/// Counts a socket no more that counted, and is done if it did not.
+/// Counts the socket in register 2 no more that counted, and is done if it did not.
 fn forget(maps: Maps<'_>) -> Vec<Step> {
-    let mut steps = key();
-    steps.extend(address_of(maps.known).map(Plain));
-    steps.extend([Plain(copy(R2, STACK)), Plain(add(R2, KEY.into())), Plain(call(MAP_DELETE))]);
-    steps.push(Jump(if_not(R0, 0), Place::Done));
+    let mut steps = mark_of(maps, 0);
+    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(set(R1, 0)), Plain(exchange_mark())]);
+    steps.push(Jump(if_equal(R1, 0), Place::Done));
     steps.extend(count_of(maps));
     steps.extend([Plain(set(R1, -1)), Plain(add_to_count())]);
     steps
-}
-
-/// Has the socket's key on the stack, by its cookie, which no other socket ever has.
-fn key() -> Vec<Step> {
-    vec![
-        Plain(copy(R1, CONTEXT)),
-        Plain(call(SOCKET_COOKIE)),
-        Plain(store_register(STACK, COOKIE, R0)),
-        Plain(store_half(STACK, KEY, COOKIE_BITS)),
-    ]
 }
 
 /// Puts in where jumps lead.
@@ -199,10 +175,6 @@ fn copy(to: u8, from: u8) -> Instruction {
     instruction(0xbf, to, from, 0, 0)
 }
 
-fn add(to: u8, value: i32) -> Instruction {
-    instruction(0x07, to, 0, 0, value)
-}
-
 /// Eight bytes.
 fn load(to: u8, from: u8, offset: i16) -> Instruction {
     instruction(0x79, to, from, offset, 0)
@@ -213,21 +185,14 @@ fn load_half(to: u8, from: u8, offset: i16) -> Instruction {
     instruction(0x61, to, from, offset, 0)
 }
 
-fn store(to: u8, offset: i16, value: i32) -> Instruction {
-    instruction(0x7a, to, 0, offset, value)
-}
-
-fn store_half(to: u8, offset: i16, value: i32) -> Instruction {
-    instruction(0x62, to, 0, offset, value)
-}
-
-fn store_register(to: u8, offset: i16, from: u8) -> Instruction {
-    instruction(0x7b, to, from, offset, 0)
-}
-
 /// Adds register 1 to the count, whoever else does at the same time.
 fn add_to_count() -> Instruction {
     instruction(0xdb, COUNT, R1, 0, 0)
+}
+
+/// Exchanges the mark at the returned address for register 1, whoever else does at the same time.
+fn exchange_mark() -> Instruction {
+    instruction(0xc3, R0, R1, 0, 0xe1)
 }
 
 fn if_equal(register: u8, value: i32) -> Instruction {
@@ -270,7 +235,7 @@ mod tests {
     fn jumps_lead_to_instructions() {
         const JUMPS: [u8; 4] = [0x15, 0x55, 0x35, 0xa5];
         let file = File::open("/dev/null").unwrap();
-        let maps = Maps { known: file.as_fd(), count: file.as_fd() };
+        let maps = Maps { marks: file.as_fd(), count: file.as_fd() };
         for program in [created(maps, 4096), closed(maps), connection(maps, 32_768)] {
             assert_eq!(program.last(), Some(&exit()));
             for (at, jump) in program.iter().enumerate().filter(|(_, step)| JUMPS.contains(&step.operation)) {
