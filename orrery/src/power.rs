@@ -87,7 +87,7 @@ pub(crate) struct Change {
     /// How long a node may be silent; ten minutes at least.
     #[arg(long, value_name = "SPAN")]
     silent_after: Option<Seconds>,
-    /// How long central waits between two rungs; ten minutes at least.
+    /// How long central gives the node to call home after each rung, before the next; ten minutes at least.
     #[arg(long, value_name = "SPAN")]
     rung_wait: Option<Seconds>,
     /// Nodes that may be on the ladder at once.

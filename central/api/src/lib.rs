@@ -16,10 +16,9 @@ use serde::{Deserialize, Serialize};
 pub use enrolment::{EnrolmentRecord, EnrolmentStanding, NewEnrolment, TokenUse};
 pub use peek::{Peeked, peek};
 pub use power::{
-    CONFIRM_WITHIN, EscalationLevel, LadderStanding, NewPowerOperation, NodePower, PowerAction, PowerAttempt,
-    PowerContacts, PowerEvent, PowerFailure, PowerHold, PowerMethods, PowerOperation, PowerOutcome, PowerPolicy,
-    PowerRecord, PowerReport, PowerResult, PowerStanding, PowerStateRead, PowerTest, PowerTestRequest, PowerTestsAsked,
-    Rung,
+    EscalationLevel, LadderStanding, NewPowerOperation, NodePower, PowerAction, PowerAttempt, PowerContacts,
+    PowerEvent, PowerFailure, PowerHold, PowerMethods, PowerOperation, PowerOutcome, PowerPolicy, PowerRecord,
+    PowerReport, PowerResult, PowerStanding, PowerStateRead, PowerTest, PowerTestRequest, PowerTestsAsked, Rung,
 };
 pub use records::{
     ArtifactRecord, GroupChange, KeyRecord, LogRecord, NewKey, OnceRecord, RebootAsked, RootRecord, checked_groups,

@@ -3,9 +3,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How long an operation waits for a call home where nothing else is said: 20 minutes, in seconds.
-pub const CONFIRM_WITHIN: u64 = 20 * 60;
-
 /// What can be done with a node's power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -128,8 +125,9 @@ pub struct NewPowerOperation {
     pub confirm_within: u64,
 }
 
+/// Where nothing else is said: 20 minutes.
 fn confirm_within() -> u64 {
-    CONFIRM_WITHIN
+    20 * 60
 }
 
 /// Something done with a node's power.
@@ -291,7 +289,7 @@ pub struct PowerPolicy {
     pub escalation: bool,
     /// How long a node may be silent.
     pub silent_after: u64,
-    /// Between two rungs.
+    /// How long an operation of the ladder's is given to bring the node home, before the next rung.
     pub rung_wait: u64,
     /// Nodes that are on the ladder at once.
     pub max_at_once: u32,

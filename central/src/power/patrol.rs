@@ -2,9 +2,7 @@
 
 use std::collections::HashSet;
 
-use orrery_central_api::{
-    CONFIRM_WITHIN, EscalationLevel, NewPowerOperation, PowerAction, PowerPolicy, PowerRecord, Rung,
-};
+use orrery_central_api::{EscalationLevel, NewPowerOperation, PowerAction, PowerPolicy, PowerRecord, Rung};
 use orrery_protocol::BootState;
 use rusqlite::Connection;
 
@@ -58,7 +56,7 @@ pub(super) fn patrol(
             }
             Decision::Close(why) => close(&db, node, why, now)?,
             Decision::Climb(rung, why) => {
-                climb(&db, node, rung, why, now)?;
+                climb(&db, node, &policy, (rung, why), now)?;
                 if rung < Rung::Human {
                     climbing += u32::from(node.record.as_ref().is_some_and(|record| record.rung.is_none()));
                     operations += 1;
@@ -95,7 +93,13 @@ fn close(db: &Connection, node: &Watched, why: &str, now: u64) -> rusqlite::Resu
     power::note(db, Some(&node.id), "closed", &message, now)
 }
 
-fn climb(db: &Connection, node: &Watched, rung: Rung, why: Option<&str>, now: u64) -> rusqlite::Result<()> {
+fn climb(
+    db: &Connection,
+    node: &Watched,
+    policy: &PowerPolicy,
+    (rung, why): (Rung, Option<&str>),
+    now: u64,
+) -> rusqlite::Result<()> {
     let Some(record) = &node.record else { return Ok(()) };
     let silent = format!("silent for {}", span(silence(node, now)));
     let (action, what) = match rung {
@@ -106,7 +110,8 @@ fn climb(db: &Connection, node: &Watched, rung: Rung, why: Option<&str>, now: u6
     };
     if let Some(action) = action {
         let reason = format!("{silent}: {what}");
-        let new = NewPowerOperation { action, reason, confirm_within: CONFIRM_WITHIN };
+        // As long as the rung lasts: the ladder neither climbs while a call home could still confirm it, nor waits on when none can.
+        let new = NewPowerOperation { action, reason, confirm_within: policy.rung_wait };
         if power_operations::add(db, &node.id, &new, LADDER, now)?.is_err() {
             return Ok(());
         }
@@ -177,6 +182,8 @@ mod tests {
         guard: Guard,
         now: u64,
         dead: Vec<&'static str>,
+        /// What the nodes say is their boot.
+        boot: &'static str,
     }
 
     const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
@@ -190,20 +197,24 @@ mod tests {
             }
             power::set_policy(&db, policy).unwrap();
             power::set_calm_since(&db, START).unwrap();
-            Self { db, guard: Guard::new(START), now: START, dead: Vec::new() }
+            Self { db, guard: Guard::new(START), now: START, dead: Vec::new(), boot: "b" }
         }
 
+        /// So many minutes, each as the runner does it.
         fn pass(&mut self, minutes: u64) {
             let resetting = HashSet::from(["ipmi".to_owned()]);
             for _ in 0..minutes {
                 self.now += MINUTE;
                 for id in NODES.into_iter().filter(|id| !self.dead.contains(id)) {
-                    let facts = Facts { boot_id: "b".to_owned(), ..Facts::default() };
+                    let facts = Facts { boot_id: self.boot.to_owned(), ..Facts::default() };
                     let level = RunLevel::Running;
                     let contact = nodes::Contact { facts: &facts, level, handed_out: false, once: None };
                     nodes::contacted(&self.db, id, &contact, self.now).unwrap();
+                    let boot = power_operations::Boot { id: self.boot, kernel_started: None };
+                    power_operations::called_home(&self.db, id, boot, self.now).unwrap();
                 }
                 patrol(&mut self.db, &mut self.guard, &resetting, self.now).unwrap();
+                power_operations::expire(&self.db, self.now).unwrap();
                 // The devices do what they are asked for, and it does not help.
                 for operation in power_operations::that_are(&self.db, PowerResult::Pending).unwrap() {
                     power_operations::start(&mut self.db, operation.id, self.now).unwrap();
@@ -211,7 +222,6 @@ mod tests {
                     let done = power_operations::Done { outcome, method: None, attempts: Vec::new() };
                     power_operations::finish(&mut self.db, operation.id, &done, self.now).unwrap();
                 }
-                power_operations::expire(&self.db, self.now).unwrap();
             }
         }
 
@@ -259,6 +269,28 @@ mod tests {
         assert_eq!(records::open_of(&world.db, "n2").unwrap(), None);
         assert_eq!(world.events().last().unwrap().1, "closed");
         assert_eq!(records::list(&world.db, true).unwrap()[0].why.as_deref(), Some("it was heard again"));
+    }
+
+    #[test]
+    fn a_rung_lasts_as_long_as_the_policy_says_and_a_call_home_until_then_confirms_it() {
+        for wait in [10, 90] {
+            let mut world = World::new(&PowerPolicy { rung_wait: wait * MINUTE, ..both() });
+            world.pass(20);
+            world.dead = vec!["n2"];
+            world.pass(34 + wait);
+            let asked = |world: &World| -> Vec<_> {
+                let asked = power_operations::list(&world.db, Some("n2"), 9).unwrap();
+                asked.into_iter().rev().map(|operation| (operation.action, operation.result)).collect()
+            };
+            assert_eq!(asked(&world)[0], (PowerAction::Reset, PowerResult::Expired), "{wait}");
+            assert_eq!(asked(&world)[1], (PowerAction::Cycle, PowerResult::Unconfirmed), "{wait}");
+            // A slow machine: it calls home just in time.
+            world.pass(wait - 2);
+            world.dead.clear();
+            world.boot = "c";
+            world.pass(2);
+            assert_eq!(asked(&world)[1..], [(PowerAction::Cycle, PowerResult::Confirmed)], "{wait}");
+        }
     }
 
     #[test]
