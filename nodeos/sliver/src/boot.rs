@@ -17,7 +17,7 @@ use std::{
     process::ExitCode,
 };
 
-use orrery_protocol::{Admin, Extras};
+use orrery_protocol::{Admin, Rspec};
 use orrery_sys::namespace::{self, Fork, unshare};
 use rustix::{
     fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
@@ -36,6 +36,7 @@ use crate::{
     forkserver::{self, ForkServer},
     internal::become_sliver_root,
     record::IDS,
+    rlimits,
 };
 
 /// What the helper is told.
@@ -51,7 +52,7 @@ pub(crate) struct Order {
     pub(crate) scratch: PathBuf,
     /// The leaf of the first process.
     pub(crate) leaf: PathBuf,
-    pub(crate) extras: Extras,
+    pub(crate) rspec: Rspec,
     /// What is seen of the node.
     pub(crate) admin: Admin,
 }
@@ -139,6 +140,8 @@ fn helper(order: &[u8]) -> ExitCode {
     match run(order) {
         Ok(()) => {
             eprint!("{DONE}");
+            // What is left of this process is nothing that anybody waits for.
+            let _ = rustix::stdio::dup2_stdout(io::stdin()).and_then(|()| rustix::stdio::dup2_stderr(io::stdin()));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -209,6 +212,7 @@ impl Waiting {
         fs::write(format!("{proc}/gid_map"), &map).doing("mapping groups")?;
         fs::write(order.leaf.join("cgroup.procs"), pid.as_raw_nonzero().to_string())
             .doing("joining the control group")?;
+        rlimits::apply(&order.rspec, pid, Vec::new).doing("limiting the first process")?;
         let user_name_space = File::open(format!("{proc}/ns/user")).doing("opening the user namespace")?.into();
         go.write_all(b"+").doing("telling that users are mapped")?;
         match read_byte(&answer) {
@@ -269,7 +273,7 @@ fn be_first_process(order: &Order, go: &File, mut answer: &File, broker: Option<
     wait();
     // Each user namespace has its own of these; raising them takes a capability that the sliver's root is not left. With
     // namespaces of its own it would have every capability there, and so all of the kernel's code for network set-up.
-    let nested = if order.extras.nesting { NESTED_NAMESPACES } else { "0" };
+    let nested = if order.rspec.extras.nesting { NESTED_NAMESPACES } else { "0" };
     for kind in ["user", "net"] {
         let limit = format!("/proc/sys/user/max_{kind}_namespaces");
         fs::write(&limit, nested).doing(format!("writing {limit}"))?;
@@ -286,7 +290,7 @@ fn be_first_process(order: &Order, go: &File, mut answer: &File, broker: Option<
     rustix::process::chdir("/").doing("changing to the root")?;
     rustix::process::setsid().doing("leading a session")?;
     let _ = rustix::thread::set_name(c"sliver");
-    become_sliver_root(order.extras.nesting, broker).doing("becoming the sliver's root")?;
+    become_sliver_root(order.rspec.extras.nesting, broker).doing("becoming the sliver's root")?;
     first::serve().doing("opening the door")
 }
 
@@ -297,7 +301,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         devices.push((*name, clone_tree(&format!("/dev/{name}"))?));
     }
     for (_, name) in
-        [(order.extras.fuse, "fuse"), (order.extras.tun, "net/tun")].into_iter().filter(|(asked, _)| *asked)
+        [(order.rspec.extras.fuse, "fuse"), (order.rspec.extras.tun, "net/tun")].into_iter().filter(|(asked, _)| *asked)
     {
         let path = format!("/dev/{name}");
         // What they can do is up to the namespaces of whoever opens them.
@@ -325,14 +329,14 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
         MountAttrFlags::MOUNT_ATTR_NODEV,
     )?;
     let proc = mount_inside("proc", waiting.pid)?;
-    let nested = order.extras.nesting.then(|| ForContainers::make(waiting.pid)).transpose()?;
+    let nested = order.rspec.extras.nesting.then(|| ForContainers::make(waiting.pid)).transpose()?;
     let views = Views::take(&order.admin, waiting.user_name_space.as_fd())?;
     take_root(&overlay)?;
 
     // From here on every path is resolved inside, where the sliver may have put symbolic links.
     let root = Inside::open(order.id_base)?;
     root.mount("dev", &memory.dev)?;
-    if order.extras.tun {
+    if order.rspec.extras.tun {
         rustix::fs::mkdirat(&root.directory, "dev/net", Mode::from(0o755)).doing("making /dev/net")?;
     }
     for (name, device) in devices {

@@ -389,7 +389,7 @@ impl Slivers {
             work: directory.join("work"),
             scratch,
             leaf: group.init(),
-            extras: record.spec.rspec.extras,
+            rspec: record.spec.rspec,
             admin: record.spec.admin.clone(),
         };
         for path in [&order.lower, &order.upper, &order.scratch] {
@@ -398,12 +398,10 @@ impl Slivers {
                 return Err(SliverError::Path { doing: "using as a layer", path: path.clone(), source });
             }
         }
-        boot::start(&self.helpers, login, &order, &lock.0).and_then(|()| self.limit_processes(&record)).inspect_err(
-            |_| {
-                // What failed to start is what matters to the caller.
-                let _ = group.kill();
-            },
-        )?;
+        boot::start(&self.helpers, login, &order, &lock.0).inspect_err(|_| {
+            // What failed to start is what matters to the caller.
+            let _ = group.kill();
+        })?;
         self.note_start(&record);
         Ok(())
     }
