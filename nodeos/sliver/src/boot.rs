@@ -8,7 +8,7 @@
 use std::{
     convert::Infallible,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::PermissionsExt,
@@ -48,8 +48,6 @@ pub(crate) struct Order {
     pub(crate) lower: PathBuf,
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
-    /// A directory for mount points, which hold mounts only in the helper's namespace.
-    pub(crate) scratch: PathBuf,
     /// The leaf of the first process.
     pub(crate) leaf: PathBuf,
     pub(crate) rspec: Rspec,
@@ -310,17 +308,17 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     }
     let resolver = fs::read("/etc/resolv.conf").ok();
 
-    let memory = Memory::make(&order.scratch, order.id_base)?;
+    let memory = Memory::make(order.id_base)?;
     let lower = clone_tree(&order.lower.to_string_lossy())?;
     namespace::idmap_read_only(lower.as_fd(), waiting.user_name_space.as_fd()).doing("mapping the image's owners")?;
-    let lower_point = order.scratch.join("lower");
-    fs::create_dir(&lower_point).doing(format!("making {}", lower_point.display()))?;
-    rustix::mount::move_mount(&lower, "", CWD, &lower_point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    rustix::fs::mkdirat(&memory.all, LOWER, Mode::from(0o700)).doing("making a directory for the image")?;
+    rustix::mount::move_mount(&lower, "", &memory.all, LOWER, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing("mounting the image")?;
+    rustix::process::fchdir(&memory.all).doing("going where the image is")?;
     let overlay = file_system(
         "overlay",
         &[
-            ("lowerdir", &lower_point.to_string_lossy()),
+            ("lowerdir", LOWER),
             ("upperdir", &order.upper.to_string_lossy()),
             ("workdir", &order.work.to_string_lossy()),
             // Directories of the image can be renamed.
@@ -331,7 +329,7 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     let proc = mount_inside("proc", waiting.pid)?;
     let nested = order.rspec.extras.nesting.then(|| ForContainers::make(waiting.pid)).transpose()?;
     let views = Views::take(&order.admin, waiting.user_name_space.as_fd())?;
-    take_root(&overlay)?;
+    take_root(&overlay, &memory.all)?;
 
     // From here on every path is resolved inside, where the sliver may have put symbolic links.
     let root = Inside::open(order.id_base)?;
@@ -372,8 +370,14 @@ fn build(order: &Order, waiting: &Waiting) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Names in [`Memory::all`] of directories that the sliver does not get. Nothing of the node's has such names.
+const LOWER: &str = ".lower";
+const NODE: &str = ".node";
+
 /// Directories in memory, which share one file system: the kernel keeps something for each of those in each control group.
 struct Memory {
+    /// All of it, mounted where no path leads.
+    all: OwnedFd,
     dev: OwnedFd,
     shm: OwnedFd,
     run: OwnedFd,
@@ -382,12 +386,13 @@ struct Memory {
 }
 
 impl Memory {
-    /// Makes them, of the identity `owner`. The whole is mounted at `point`, which the sliver never sees.
-    fn make(point: &Path, owner: u32) -> Result<Self, Failed> {
+    /// Makes them, of the identity `owner`.
+    fn make(owner: u32) -> Result<Self, Failed> {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         // The limit of the sliver's memory is below that, and counts it too.
         let all = file_system("tmpfs", &[("mode", "700"), ("size", "50%")], flags)?;
-        rustix::mount::move_mount(&all, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        // On the root, whose mount this process's paths begin in all the same.
+        rustix::mount::move_mount(&all, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .doing("mounting the file system in memory")?;
         let directory = |name: &str, mode: u32| {
             let doing = || format!("making {name}");
@@ -395,16 +400,13 @@ impl Memory {
             rustix::fs::mkdirat(&all, name, Mode::empty()).doing(doing())?;
             rustix::fs::chownat(&all, name, Some(owner.0), Some(owner.1), AtFlags::empty()).doing(doing())?;
             rustix::fs::chmodat(&all, name, Mode::from(mode), AtFlags::empty()).doing(doing())?;
-            clone_tree(&point.join(name).to_string_lossy())
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            rustix::mount::open_tree(&all, name, flags).doing(doing())
         };
-        let made = Self {
-            dev: directory("dev", 0o755)?,
-            shm: directory("shm", 0o1777)?,
-            run: directory("run", 0o755)?,
-            sys: directory("sys", 0o555)?,
-        };
-        namespace::make_read_only(made.sys.as_fd()).doing("making /sys read-only")?;
-        Ok(made)
+        let [dev, shm] = [directory("dev", 0o755)?, directory("shm", 0o1777)?];
+        let [run, sys] = [directory("run", 0o755)?, directory("sys", 0o555)?];
+        namespace::make_read_only(sys.as_fd()).doing("making /sys read-only")?;
+        Ok(Self { all, dev, shm, run, sys })
     }
 }
 
@@ -483,23 +485,42 @@ impl ForContainers {
     }
 }
 
+/// How often mounts are listed until none is left. Again and again is for those that others cover.
+const LISTS: usize = 8;
+
 /// Makes a mount that is not attached yet the root of this namespace and process, and detaches everything else but the file
 /// system at the very bottom. That one is the initial RAM file system, which pivot_root cannot exchange; covered at its top,
 /// no path leads to it, not even `..` from outside of a changed root.
-fn take_root(root: &OwnedFd) -> Result<(), Failed> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").doing("listing mounts")?;
-    // Octal escapes stand for blanks; nothing of the node's has such a name.
-    let points: Vec<_> =
-        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| *point != "/").collect();
-    // Each that is detached takes what is below with it, and makes the kernel wait for all processors. Later mounts may cover
-    // earlier ones, so whatever is left then goes from the last on.
-    for point in points.iter().chain(points.iter().rev()) {
-        match rustix::mount::unmount(*point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Gone already.
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error).doing(format!("detaching {point}")),
+///
+/// To detach something makes the kernel wait for all processors, so all goes to `aside` first, a mount that is detached with
+/// what it holds. This process has to be there.
+fn take_root(root: &OwnedFd, aside: &OwnedFd) -> Result<(), Failed> {
+    rustix::fs::mkdirat(aside, NODE, Mode::from(0o700)).doing("making a directory for the node's mounts")?;
+    let mut list = File::open("/proc/self/mountinfo").doing("listing mounts")?;
+    let mut left = String::new();
+    for _ in 0..LISTS {
+        let mut text = String::new();
+        list.rewind().and_then(|()| list.read_to_string(&mut text)).doing("listing mounts")?;
+        // Octal escapes stand for blanks; nothing of the node's has such a name. What is aside is listed as if it were below the root.
+        let points = text.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| {
+            *point != "/" && ![LOWER, NODE].iter().any(|own| point.trim_start_matches('/').starts_with(own))
+        });
+        left = points.clone().collect::<Vec<_>>().join(", ");
+        if left.is_empty() {
+            break;
+        }
+        for point in points {
+            match rustix::mount::move_mount(CWD, point, aside, NODE, MoveMountFlags::empty()) {
+                // Gone with what it was below.
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error).doing(format!("setting {point} aside")),
+            }
         }
     }
+    if !left.is_empty() {
+        return Err(io::Error::other("they are there still")).doing(format!("setting {left} aside"));
+    }
+    rustix::mount::unmount(".", UnmountFlags::DETACH).doing("detaching the node's mounts")?;
     rustix::mount::move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .doing("mounting the root")?;
     rustix::process::fchdir(root).doing("changing to the new root")?;

@@ -54,9 +54,6 @@ impl Slivers {
             let group = self.group(&login);
             warn(&login, group.kill().and_then(|()| group.remove()));
         }
-        for (_, scratch) in directories(&self.paths.run).into_iter().filter(|(login, _)| !records.contains_key(login)) {
-            warn("a sliver", remove_tree(&scratch).at("removing", &scratch));
-        }
         for login in self.kept_logins().into_iter().filter(|login| !records.contains_key(login)) {
             self.forget_kept(&login);
         }

@@ -44,7 +44,7 @@ pub(crate) const TRANSIENT: char = '.';
 pub struct SliverPaths {
     /// The data partition; slivers are in its `slivers` directory.
     pub data: PathBuf,
-    /// For mount points and locks, in memory.
+    /// For locks and notes, in memory.
     pub run: PathBuf,
     /// The control group that holds theirs.
     pub cgroup: PathBuf,
@@ -379,20 +379,17 @@ impl Slivers {
         group.kill()?;
         self.limit_group(&record)?;
         let directory = self.directory(login);
-        let scratch = self.paths.run.join(login);
-        fs::create_dir_all(&scratch).at("making", &scratch)?;
         let order = boot::Order {
             host_name: record.host_name(),
             id_base: record.id_base(),
             lower: self.paths.trees.join(&record.image),
             upper: directory.join("upper"),
             work: directory.join("work"),
-            scratch,
             leaf: group.init(),
             rspec: record.spec.rspec,
             admin: record.spec.admin.clone(),
         };
-        for path in [&order.lower, &order.upper, &order.scratch] {
+        for path in [&order.lower, &order.upper] {
             if !boot::is_plain(path) {
                 let source = io::Error::from(io::ErrorKind::InvalidFilename);
                 return Err(SliverError::Path { doing: "using as a layer", path: path.clone(), source });
@@ -501,10 +498,6 @@ impl Slivers {
         let directory = self.directory(login);
         fs::rename(&directory, &dying).at("renaming", &directory)?;
         self.flush()?;
-        let scratch = self.paths.run.join(login);
-        if scratch.exists() {
-            remove_tree(&scratch).at("removing", &scratch)?;
-        }
         self.forget_kept(login);
         remove_tree(&dying).at("removing", &dying)?;
         self.set_quota(&record, 0, 0)
