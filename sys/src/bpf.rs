@@ -13,8 +13,9 @@ const PROG_ATTACH: libc::c_long = 8;
 const BTF_LOAD: libc::c_long = 18;
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
-/// The number of the one type of [`types`].
-const NUMERAL: u32 = 1;
+/// The numbers of the two types of [`types`].
+const KEY: u32 = 1;
+const VALUE: u32 = 2;
 /// What a program says of itself, which decides what the kernel lets it call.
 const LICENSE: &[u8] = b"MIT\0";
 
@@ -39,8 +40,11 @@ pub enum Hook {
     SocketCreate,
     /// An internet socket is closed, also one that came from a listening one.
     SocketRelease,
-    /// Something happens to a TCP connection.
+    /// Something happens to a TCP socket.
     Connection,
+    /// A packet has come for an internet socket, and is dropped unless the program returns 1. Before there is a connection, that is
+    /// the socket that listens.
+    Receive,
 }
 
 impl Hook {
@@ -50,6 +54,7 @@ impl Hook {
             Self::SocketCreate => (9, 2),
             Self::SocketRelease => (9, 34),
             Self::Connection => (13, 3),
+            Self::Receive => (8, 0),
         }
     }
 }
@@ -57,7 +62,7 @@ impl Hook {
 /// What a map is. Its values are zero in the beginning, are there as long as what they belong to, and cannot run out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Map {
-    /// Four bytes with each socket for which a program asked for them.
+    /// Eight bytes with each socket for which a program asked for them.
     OfSockets,
     /// Eight bytes with each control group to which a program is attached that uses the map, the same for all its hooks.
     OfGroups,
@@ -84,8 +89,8 @@ pub fn map(map: Map) -> io::Result<OwnedFd> {
         value_type: u32,
     }
     const { assert!(mem::size_of::<Argument>() == 60) };
-    let new = |kind, key, value, flags, types, numeral| {
-        let (key_type, value_type) = (numeral, numeral);
+    let new = |kind, key, flags, types, [key_type, value_type]: [u32; 2]| {
+        let value = 8;
         let (entries, inner, memory_node, name, interface) = (0, 0, 0, [0; 16], 0);
         descriptor(
             MAP_CREATE,
@@ -106,8 +111,8 @@ pub fn map(map: Map) -> io::Result<OwnedFd> {
         )
     };
     match map {
-        Map::OfSockets => new(24, 4, 4, NO_PREALLOC, types()?.as_raw_fd(), NUMERAL),
-        Map::OfGroups => new(19, 8, 8, 0, 0, 0),
+        Map::OfSockets => new(24, 4, NO_PREALLOC, types()?.as_raw_fd(), [KEY, VALUE]),
+        Map::OfGroups => new(19, 8, 0, 0, [0, 0]),
     }
 }
 
@@ -122,8 +127,9 @@ fn types() -> io::Result<OwnedFd> {
         log: u32,
     }
     const { assert!(mem::size_of::<Argument>() == 24) };
-    // A header with where its two parts are and how long, one type, which is an integer of four bytes and 32 bits, and names: none.
-    const TYPES: [u32; 11] = [0x0001_eb9f, 24, 0, 16, 16, 4, 0, 1 << 24, 4, 32, 0];
+    // A header with where its two parts are and how long, two types, which are integers of four bytes and 32 bits and of twice as
+    // many, and names: none.
+    const TYPES: [u32; 15] = [0x0001_eb9f, 24, 0, 32, 32, 4, 0, 1 << 24, 4, 32, 0, 1 << 24, 8, 64, 0];
     let (types, size) = (TYPES.as_ptr() as u64, mem::size_of_val(&TYPES) as u32);
     descriptor(BTF_LOAD, &Argument { types, log_address: 0, size, log: 0 })
 }

@@ -14,6 +14,9 @@ const SYSCTLS: &[(&str, &str)] = &[
     // connections end at once.
     ("net/ipv4/tcp_max_tw_buckets", "8192"),
     ("net/ipv4/tcp_max_orphans", "8192"),
+    // Connections that nobody has accepted, reset ones among them, and as many that have only begun, of each socket that listens. Nobody is charged for those:
+    // see `ports`.
+    ("net/core/somaxconn", "512"),
     // What the kernel says is the node's business.
     ("kernel/dmesg_restrict", "1"),
     ("kernel/kptr_restrict", "2"),

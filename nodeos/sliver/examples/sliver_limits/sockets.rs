@@ -1,9 +1,9 @@
-//! Every way to hold many ports of the node, none of which takes them all.
+//! Every way to hold many ports of the node, none of which takes them all, and its memory by connections that nobody accepts.
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     net::{TcpListener, TcpStream, UdpSocket},
     os::unix::fs::MetadataExt,
     process::Command,
@@ -53,6 +53,46 @@ const SERVER: &str = "socket($l, AF_INET, SOCK_STREAM, 0); bind($l, pack_sockadd
      for (1..SERVED) { my ($s, $c); socket($c, AF_INET, SOCK_STREAM, 0) && connect($c, pack_sockaddr_in(8080, INADDR_LOOPBACK)) or last; \
      accept($s, $l) or last; push @s, $s } print scalar(@s), qq( $!\n)";
 
+/// How many connections that others made a sliver may have, and sockets that listen.
+const CONNECTIONS: u32 = 16_384;
+const LISTENERS: u32 = 128;
+/// How long a queue of connections is (`src/node.rs`): the kernel takes one more.
+const QUEUE: u32 = 512;
+/// What the kernel takes for one connection, and more.
+const CONNECTION_KIB: u64 = 5;
+
+/// Makes connections to itself that it never accepts, and closes its ends, until that works no more, and tries some more; then makes
+/// one to a neighbour, and hears of it. Each is to an address of its own, or the kernel would give one the port of another that was
+/// closed, and end what was not accepted.
+const FLOOD: &str = "sub at { pack_sockaddr_in($_[2], pack(q(C4), 127, $_[0], $_[1] >> 8, $_[1] & 255)) } \
+     for my $i (0..32) { socket($l[$i], AF_INET, SOCK_STREAM, 0) && bind($l[$i], pack_sockaddr_in(9000 + $i, INADDR_ANY)) \
+     && listen($l[$i], 512) or die } my $n = 0; while (1) { socket(my $c, AF_INET, SOCK_STREAM, 0) or last; \
+     setsockopt($c, SOL_SOCKET, SO_SNDTIMEO, pack(q(qq), 2, 0)); connect($c, at(1, $n, 9000 + int($n / 500))) or last; $n++ } \
+     print qq($$ $n $!); for (0..499) { socket($c[$_], AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0); \
+     connect($c[$_], at(2, $_, 9000 + $_ % 33)) } select(undef, undef, undef, 1.5); \
+     print q(, ), scalar(grep { getpeername($_) } @c); @c = (); socket(my $c, AF_INET, SOCK_STREAM, 0); \
+     connect($c, pack_sockaddr_in(8081, INADDR_LOOPBACK)) or die; print q(, ), scalar(<$c>); sleep 1000";
+/// A server that says something to who connects.
+const GREETER: &str = "socket($l, AF_INET, SOCK_STREAM, 0); setsockopt($l, SOL_SOCKET, SO_REUSEADDR, 1); \
+     bind($l, pack_sockaddr_in(8081, INADDR_ANY)) && listen($l, 100) or die; print qq($$ listens\n); \
+     while (accept(my $s, $l)) { syswrite($s, qq(served\n)) }";
+/// Makes connections to itself, and resets them before they are accepted, as long as there is room in a queue.
+const RESETS: &str = "socket($l, AF_INET, SOCK_STREAM, 0); bind($l, pack_sockaddr_in(8083, INADDR_ANY)) && listen($l, 4096) or die; \
+     my $n = 0; while (1) { socket(my $c, AF_INET, SOCK_STREAM, 0) or last; setsockopt($c, SOL_SOCKET, SO_SNDTIMEO, pack(q(qq), 2, 0)); \
+     setsockopt($c, SOL_SOCKET, SO_LINGER, pack(q(ii), 1, 0)); connect($c, pack_sockaddr_in(8083, INADDR_LOOPBACK)) or last; $n++ } \
+     print qq($n $!)";
+/// Connects to a few more sockets that listen than may.
+const LISTENING: &str = "for (1..132) { socket(my $l, AF_INET, SOCK_STREAM, 0) or die; listen($l, 1) or die; push @l, $l; \
+     socket(my $c, AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; connect($c, getsockname($l)); push @c, $c } \
+     select(undef, undef, undef, 1.5); print scalar(grep { getpeername($_) } @c)";
+
+/// How many programs a node manager has in the kernel.
+const PROGRAMS: u32 = 4;
+/// What is counted of a sliver: sockets, connections, and sockets that listen.
+type Counts = [u32; 3];
+const NONE: Counts = [0; 3];
+const ALL: Counts = [MOST, 0, 0];
+
 /// How many times a sliver starts, none of which may leave anything behind.
 const STARTS: u32 = 20;
 /// How long the kernel may take to let go of what belonged to a sliver or a node manager, and how often is looked.
@@ -78,7 +118,7 @@ const COUNTS: &str = r#"
             last if bpf(4) < 0;
             $from = at($key);
             $attributes = pack("LLQQQ", $map, 0, $from, at($value), 0);
-            $counts{unpack("Q", $key)} = unpack("q", $value) if bpf(1) == 0;
+            $counts{unpack("Q", $key)} = join(" ", unpack("SSS", $value)) if bpf(1) == 0;
         }
     }
     print "$programs\n", map { "$_ $counts{$_}\n" } sort { $a <=> $b } keys %counts"#;
@@ -98,7 +138,48 @@ pub(crate) fn sockets(node: &Node) -> Result<()> {
     }
     let served = node.said(&hog, &perl(&SERVER.replace("SERVED", &SERVED.to_string())))?;
     ensure!(served.split(' ').next() == Some(&SERVED.to_string()), "a server's connections: {served}");
+    backlog(node, &hog, &calm)?;
     shared(node, &hog, &calm)
+}
+
+/// Connections that nobody accepts have a bound, which is nobody else's, and ends with what listened.
+fn backlog(node: &Node, hog: &str, calm: &str) -> Result<()> {
+    let greeter = Taken::running(node, calm, GREETER)?;
+    let before = unreclaimable()?;
+    let flood = Taken::running(node, hog, FLOOD)?;
+    let grown = unreclaimable()?.saturating_sub(before);
+    println!("    {CONNECTIONS} connections that nobody accepts take {grown} KiB");
+    let expect = format!("{CONNECTIONS} Operation now in progress, 0, served");
+    ensure!(flood.says == expect, "a sliver that accepts nothing says {:?} instead of {expect:?}", flood.says);
+    ensure!(grown < u64::from(CONNECTIONS) * CONNECTION_KIB, "the kernel took {grown} KiB");
+    ensure!(io::read_to_string(TcpStream::connect("127.0.0.1:8081")?)? == "served\n", "a neighbour does not serve");
+    // The flood still has its own connection to the neighbour.
+    counted(node, PROGRAMS, &[(hog, [34, CONNECTIONS, 33]), (calm, [1, 0, 1])])?;
+    flood.end(node, hog)?;
+    counted(node, PROGRAMS, &[(hog, NONE), (calm, [1, 0, 1])])?;
+
+    // Those that were reset do not count, and stay until they are accepted or their socket is closed.
+    let resets = node.said(hog, &perl(RESETS))?;
+    ensure!(resets == format!("{} Operation now in progress", QUEUE + 1), "a queue took {resets}");
+
+    for family in ["AF_INET", "AF_INET6"] {
+        let connected = node.said(hog, &perl(&LISTENING.replace("AF_INET", family)))?;
+        ensure!(connected == LISTENERS.to_string(), "{connected} sockets of {family} that listen were connected to");
+    }
+    let again = Taken::running(node, hog, &GREETER.replace("8081", "8082"))?;
+    ensure!(
+        io::read_to_string(TcpStream::connect("127.0.0.1:8082")?)? == "served\n",
+        "after the flood, it serves nobody"
+    );
+    again.end(node, hog)?;
+    greeter.end(node, calm)
+}
+
+/// What the kernel's own objects take, in KiB, without what it would give back.
+fn unreclaimable() -> Result<u64> {
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("SUnreclaim:")).context("no SUnreclaim")?;
+    Ok(line.trim_end_matches("kB").trim().parse()?)
 }
 
 /// Slivers have programs in common, and no counts: neither with each other, nor with who they were before they stopped, nor across a
@@ -109,30 +190,30 @@ fn shared(node: &Node, hog: &str, calm: &str) -> Result<()> {
         taken.are(MOST)?;
         Ok(taken)
     };
-    counted(node, 3, &[(hog, 0), (calm, 0)])?;
+    counted(node, PROGRAMS, &[(hog, NONE), (calm, NONE)])?;
     let (lost, calms) = (take(node, hog)?, take(node, calm).context("beside another that has as many")?);
     node.slivers.stop(hog)?;
     lost.session.wait()?;
     node.slivers.start(hog)?;
     let hogs = take(node, hog).context("started again")?;
-    counted(node, 3, &[(hog, MOST), (calm, MOST)])?;
+    counted(node, PROGRAMS, &[(hog, ALL), (calm, ALL)])?;
 
     // The next node manager finds both running.
     let next = Node { slivers: Slivers::open(SliverPaths::default())?, image: node.image.clone() };
     let late = next.start("late", Rspec::default())?;
     let lates = take(&next, &late).context("under the next node manager")?;
-    counted(node, 6, &[(hog, MOST), (calm, MOST), (&late, MOST)])?;
+    counted(node, 2 * PROGRAMS, &[(hog, ALL), (calm, ALL), (&late, ALL)])?;
     hogs.end(&next, hog)?;
     let hogs = take(&next, hog).context("started by the last node manager")?;
     next.slivers.stop(calm)?;
     calms.session.wait()?;
     next.slivers.start(calm)?;
     let calms = take(&next, calm).context("started again, by the next node manager")?;
-    counted(node, 6, &[(hog, MOST), (calm, MOST), (&late, MOST)])?;
+    counted(node, 2 * PROGRAMS, &[(hog, ALL), (calm, ALL), (&late, ALL)])?;
     for (login, taken) in [(hog, hogs), (calm, calms), (&late, lates)] {
         taken.end(&next, login)?;
     }
-    counted(node, 6, &[(hog, 0), (calm, 0), (&late, 0)])?;
+    counted(node, 2 * PROGRAMS, &[(hog, NONE), (calm, NONE), (&late, NONE)])?;
 
     // Nothing is left of slivers that were stopped, nor of a node manager.
     for _ in 0..STARTS {
@@ -141,18 +222,19 @@ fn shared(node: &Node, hog: &str, calm: &str) -> Result<()> {
     }
     [hog, calm, &late].into_iter().try_for_each(|login| next.slivers.stop(login))?;
     drop(next);
-    counted(node, 3, &[]).with_context(|| format!("after {STARTS} starts"))
+    counted(node, PROGRAMS, &[]).with_context(|| format!("after {STARTS} starts"))
 }
 
-/// Waits until the kernel has this many programs for slivers, and counts this many sockets of each sliver, none of others that run, and
+/// Waits until the kernel has this many programs for slivers, and counts this much of each sliver, nothing of others that run, and
 /// keeps no other count: it lets go of them a while after a group or a program.
-fn counted(node: &Node, programs: u32, sockets: &[(&str, u32)]) -> Result<()> {
+fn counted(node: &Node, programs: u32, counts: &[(&str, Counts)]) -> Result<()> {
     let mut expected = BTreeMap::new();
     for login in node.slivers.running() {
-        let sockets = sockets.iter().find(|(counted, _)| **counted == *login).map_or(0, |(_, sockets)| *sockets);
-        expected.insert(fs::metadata(format!("{GROUP}/{login}"))?.ino(), sockets);
+        let counts = counts.iter().find(|(counted, _)| **counted == *login).map_or(NONE, |(_, counts)| *counts);
+        let counts = counts.map(|count| count.to_string()).join(" ");
+        expected.insert(fs::metadata(format!("{GROUP}/{login}"))?.ino(), counts);
     }
-    let groups: Vec<_> = expected.iter().map(|(group, sockets)| format!("{group} {sockets}")).collect();
+    let groups: Vec<_> = expected.iter().map(|(group, counts)| format!("{group} {counts}")).collect();
     let expected = [&[programs.to_string()], groups.as_slice()].concat().join("\n");
 
     // The image's perl, as the node's root.
@@ -173,7 +255,7 @@ fn counted(node: &Node, programs: u32, sockets: &[(&str, u32)]) -> Result<()> {
     }
 }
 
-/// A program that holds ports.
+/// A program that holds ports, whose first line is its process and what it says.
 struct Taken {
     session: Session,
     process: String,
@@ -183,10 +265,14 @@ struct Taken {
 impl Taken {
     fn by(node: &Node, login: &str, way: &str) -> Result<Self> {
         let program = format!(
-            "$| = 1; $any = pack_sockaddr_in(0, INADDR_ANY); while (1) {{ my ($s, $l, $c); {way} or last; push @s, $s }} \
+            "$any = pack_sockaddr_in(0, INADDR_ANY); while (1) {{ my ($s, $l, $c); {way} or last; push @s, $s }} \
              print qq($$ ), scalar(@s), qq( $!\n); sleep 1000"
         );
-        let mut session = node.enter(login, &perl(&program))?;
+        Self::running(node, login, &program)
+    }
+
+    fn running(node: &Node, login: &str, program: &str) -> Result<Self> {
+        let mut session = node.enter(login, &perl(&format!("$| = 1; {program}")))?;
         let mut line = String::new();
         BufReader::new(session.stdout.take().context("no output")?).read_line(&mut line)?;
         let (process, says) = line.trim().split_once(' ').with_context(|| format!("a program said {line:?}"))?;

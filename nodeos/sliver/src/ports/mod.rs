@@ -1,4 +1,4 @@
-//! How many ports of the node a sliver may hold.
+//! How many ports and connections of the node a sliver may hold.
 //!
 //! Slivers share the node's ports, and whoever connects needs one from the ephemeral range. What holds one there is a socket, so
 //! that sockets are counted: those that are made, and accepted connections to a port of the range, which hold it when the
@@ -6,6 +6,11 @@
 //!
 //! What outlives its socket, connections in TIME-WAIT and those not acknowledged at the end, is bounded for the whole node
 //! (`node.rs`): with that, one sliver never has all of the range.
+//!
+//! A connection that others make to a socket that listens is made by the kernel, which charges it to nobody before somebody accepts it.
+//! So those are counted too, accepted or not, since no program sees them accepted. Where there are too many, packets that
+//! begin one are dropped, as the kernel does where a socket's queue is full. What has only begun, and what was reset while it waited, ends
+//! without a program seeing it: that is bounded by how many sockets may listen.
 
 mod program;
 
@@ -19,19 +24,24 @@ use std::{
 
 use orrery_sys::bpf::{self, Hook, Map};
 
-use self::program::{closed, connection, created};
+use self::program::{closed, connection, created, received};
 
 /// Sockets that one sliver may have, of some 28,000 ports.
 const SOCKETS: u32 = 4096;
+/// Connections that one sliver may have which others made, accepted or not: what a busy server has, and, with all that the kernel keeps for one, 72 MiB of the node's.
+const CONNECTIONS: u32 = 16_384;
+/// Sockets of one sliver that may listen. Each has two queues as long as it says, but not longer than the node allows (`node.rs`): of
+/// connections that have only begun, at some 300 bytes, and of those that wait, at 4 KiB. All of both is 280 MiB of the node's.
+const LISTENERS: u32 = 128;
 /// Where the kernel takes ports from for who does not ask for one.
 const EPHEMERAL: u32 = 32_768;
 
 /// What the programs keep.
 #[derive(Debug, Clone, Copy)]
 struct Maps<'a> {
-    /// With each socket, whether it counts.
+    /// With each socket, as what it counts.
     marks: BorrowedFd<'a>,
-    /// With each sliver's control group, how many do.
+    /// With each sliver's control group, how many count.
     count: BorrowedFd<'a>,
 }
 
@@ -42,7 +52,7 @@ struct Maps<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct SocketLimit {
     /// What takes away from the count is attached before what adds to it.
-    programs: OnceLock<[(Hook, OwnedFd); 3]>,
+    programs: OnceLock<[(Hook, OwnedFd); 4]>,
 }
 
 impl SocketLimit {
@@ -63,13 +73,14 @@ impl SocketLimit {
     }
 }
 
-fn load() -> io::Result<[(Hook, OwnedFd); 3]> {
+fn load() -> io::Result<[(Hook, OwnedFd); 4]> {
     let (marks, count) = (bpf::map(Map::OfSockets)?, bpf::map(Map::OfGroups)?);
     let maps = Maps { marks: marks.as_fd(), count: count.as_fd() };
     let load = |hook, program: &[_]| Ok::<_, io::Error>((hook, bpf::load(hook, program)?));
     Ok([
         load(Hook::SocketRelease, &closed(maps))?,
-        load(Hook::Connection, &connection(maps, EPHEMERAL))?,
+        load(Hook::Connection, &connection(maps, EPHEMERAL, LISTENERS))?,
+        load(Hook::Receive, &received(maps, CONNECTIONS))?,
         load(Hook::SocketCreate, &created(maps, SOCKETS))?,
     ])
 }

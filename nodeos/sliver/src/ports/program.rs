@@ -1,6 +1,6 @@
 //! The programs that count sockets.
 //!
-//! Written out as instructions: three of some twenty each do not need a compiler of their own in the build.
+//! Written out as instructions: four of some twenty each do not need a compiler of their own in the build.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -24,8 +24,23 @@ const LOCAL_PORT: i16 = 68;
 const SOCKET: i16 = 184;
 const ACCEPTED: i32 = 5;
 const STATE_CHANGED: i32 = 10;
+const LISTENS: i32 = 11;
 const WANT_STATES: i32 = 4;
 const CLOSED: i32 = 7;
+
+// Of a packet (`struct __sk_buff`), and of the socket it is for (`struct bpf_sock`).
+const RECEIVER: i16 = 168;
+const STATE: i16 = 72;
+const LISTENING: i32 = 10;
+
+// What is counted, each in two bytes of a sliver's count: where they are. None comes near their end: of a sliver's, the sockets of
+// the range are those that it made and connections, and more than there may be of each are at most as many as there are CPUs.
+const SOCKETS: i16 = 0;
+const CONNECTIONS: i16 = 2;
+const LISTENERS: i16 = 4;
+// A mark is what its socket adds to the count.
+const ONE_SOCKET: i32 = 1 << (8 * SOCKETS);
+const ONE_CONNECTION: i32 = 1 << (8 * CONNECTIONS);
 
 // Registers: what is returned, arguments, and what is kept.
 const R0: u8 = 0;
@@ -35,6 +50,8 @@ const R3: u8 = 3;
 const R4: u8 = 4;
 const CONTEXT: u8 = 6;
 const COUNT: u8 = 7;
+/// The address of a mark, or one.
+const MARK: u8 = 8;
 
 /// A step of a program: an instruction, or one that goes on elsewhere on some condition.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +65,8 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Accepted,
+    Marked,
+    Listens,
     Gone,
     Refuse,
     Done,
@@ -59,11 +78,17 @@ use Step::{Here, Jump, Plain};
 pub(super) fn created(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
     let mut steps = vec![Plain(copy(CONTEXT, R1))];
     steps.extend(count_of(maps));
-    steps.extend([Plain(load(R1, COUNT, 0)), Jump(if_at_least(R1, most.cast_signed()), Place::Refuse)]);
+    steps.extend([Plain(load_two(R1, COUNT, SOCKETS)), Jump(if_at_least(R1, most.cast_signed()), Place::Refuse)]);
     steps.push(Plain(copy(R2, CONTEXT)));
     steps.extend(mark_of(maps, MAKE));
-    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(set(R1, 1)), Plain(exchange_mark())]);
-    steps.extend([Plain(set(R1, 1)), Plain(add_to_count()), Plain(set(R0, 1)), Plain(exit()), Here(Place::Refuse)]);
+    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(set(R1, ONE_SOCKET)), Plain(exchange_mark())]);
+    steps.extend([
+        Plain(set(R1, ONE_SOCKET)),
+        Plain(add(COUNT)),
+        Plain(set(R0, 1)),
+        Plain(exit()),
+        Here(Place::Refuse),
+    ]);
     steps.extend([Plain(set(R1, -libc::ENFILE)), Plain(call(SET_ERROR)), Plain(set(R0, 0)), Plain(exit())]);
     assemble(&steps)
 }
@@ -76,15 +101,17 @@ pub(super) fn closed(maps: Maps<'_>) -> Vec<Instruction> {
     assemble(&steps)
 }
 
-/// Runs when something happens to a connection. One that is accepted at port `from` or above counts until it has ended or its socket is
-/// closed; it may never have had one.
-pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
+/// Runs when something happens to a connection or a socket that listens. A connection that others made counts until it has ended or its
+/// socket is closed, and it may never have had one; if it is to port `from` or above, it counts as a socket too. Of sockets that
+/// listen, or did since they were made, `listeners` count, and the others are not marked.
+pub(super) fn connection(maps: Maps<'_>, from: u32, listeners: u32) -> Vec<Instruction> {
     // Always there with these events, which the kernel does not know.
     let socket = [Plain(load(R2, CONTEXT, SOCKET)), Jump(if_equal(R2, 0), Place::Done)];
     let mut steps = vec![
         Plain(copy(CONTEXT, R1)),
         Plain(load_half(R1, CONTEXT, EVENT)),
         Jump(if_equal(R1, ACCEPTED), Place::Accepted),
+        Jump(if_equal(R1, LISTENS), Place::Listens),
         Jump(if_not(R1, STATE_CHANGED), Place::Done),
         Plain(load_half(R1, CONTEXT, NEW_STATE)),
         Jump(if_equal(R1, CLOSED), Place::Gone),
@@ -92,19 +119,42 @@ pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
         Plain(set(R0, 1)),
         Plain(exit()),
         Here(Place::Accepted),
+        Plain(set(MARK, ONE_CONNECTION)),
         Plain(load_half(R1, CONTEXT, LOCAL_PORT)),
-        Jump(if_below(R1, from.cast_signed()), Place::Done),
+        Jump(if_below(R1, from.cast_signed()), Place::Marked),
+        Plain(set(MARK, ONE_CONNECTION + ONE_SOCKET)),
+        Here(Place::Marked),
     ];
     steps.extend(socket);
     steps.extend(mark_of(maps, MAKE));
-    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(set(R1, 1)), Plain(exchange_mark())]);
+    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(copy(R1, MARK)), Plain(exchange_mark())]);
     steps.extend(count_of(maps));
     steps.extend([
-        Plain(set(R1, 1)),
-        Plain(add_to_count()),
+        Plain(copy(R1, MARK)),
+        Plain(add(COUNT)),
         Plain(copy(R1, CONTEXT)),
         Plain(set(R2, WANT_STATES)),
         Plain(call(SET_CALLBACKS)),
+        Plain(set(R0, 1)),
+        Plain(exit()),
+        Here(Place::Listens),
+    ]);
+    steps.extend(socket);
+    steps.extend(mark_of(maps, MAKE));
+    steps.extend([
+        Jump(if_equal(R0, 0), Place::Done),
+        Plain(copy(MARK, R0)),
+        Plain(load_two(R1, MARK, LISTENERS)),
+        Jump(if_not(R1, 0), Place::Done),
+    ]);
+    steps.extend(count_of(maps));
+    steps.extend([
+        Plain(load_two(R1, COUNT, LISTENERS)),
+        Jump(if_at_least(R1, listeners.cast_signed()), Place::Done),
+        Plain(set(R1, 1)),
+        Plain(shift(R1, 8 * i32::from(LISTENERS))),
+        Plain(add(MARK)),
+        Plain(add(COUNT)),
         Plain(set(R0, 1)),
         Plain(exit()),
         Here(Place::Gone),
@@ -112,6 +162,35 @@ pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
     steps.extend(socket);
     steps.extend(forget(maps));
     steps.extend([Plain(set(R0, 1)), Plain(exit())]);
+    assemble(&steps)
+}
+
+/// Runs when a packet has come. Drops what is for a socket that listens, with which all connections begin, if there are `most`
+/// connections or the socket is one too many.
+pub(super) fn received(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
+    let mut steps = vec![
+        Plain(load(R2, R1, RECEIVER)),
+        Jump(if_equal(R2, 0), Place::Done),
+        Plain(load_half(R1, R2, STATE)),
+        Jump(if_not(R1, LISTENING), Place::Done),
+    ];
+    steps.extend(mark_of(maps, 0));
+    steps.extend([
+        Jump(if_equal(R0, 0), Place::Refuse),
+        Plain(load_two(R1, R0, LISTENERS)),
+        Jump(if_equal(R1, 0), Place::Refuse),
+    ]);
+    steps.extend(count_of(maps));
+    steps.extend([
+        Plain(load_two(R1, COUNT, CONNECTIONS)),
+        Jump(if_at_least(R1, most.cast_signed()), Place::Refuse),
+        Here(Place::Done),
+        Plain(set(R0, 1)),
+        Plain(exit()),
+        Here(Place::Refuse),
+        Plain(set(R0, 0)),
+        Plain(exit()),
+    ]);
     assemble(&steps)
 }
 
@@ -133,9 +212,9 @@ fn mark_of(maps: Maps<'_>, how: i32) -> Vec<Step> {
 fn forget(maps: Maps<'_>) -> Vec<Step> {
     let mut steps = mark_of(maps, 0);
     steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(set(R1, 0)), Plain(exchange_mark())]);
-    steps.push(Jump(if_equal(R1, 0), Place::Done));
+    steps.extend([Jump(if_equal(R1, 0), Place::Done), Plain(copy(MARK, R1))]);
     steps.extend(count_of(maps));
-    steps.extend([Plain(set(R1, -1)), Plain(add_to_count())]);
+    steps.extend([Plain(copy(R1, MARK)), Plain(negate(R1)), Plain(add(COUNT))]);
     steps
 }
 
@@ -185,14 +264,27 @@ fn load_half(to: u8, from: u8, offset: i16) -> Instruction {
     instruction(0x61, to, from, offset, 0)
 }
 
-/// Adds register 1 to the count, whoever else does at the same time.
-fn add_to_count() -> Instruction {
-    instruction(0xdb, COUNT, R1, 0, 0)
+/// Two bytes.
+fn load_two(to: u8, from: u8, offset: i16) -> Instruction {
+    instruction(0x69, to, from, offset, 0)
+}
+
+fn shift(to: u8, bits: i32) -> Instruction {
+    instruction(0x67, to, 0, 0, bits)
+}
+
+fn negate(to: u8) -> Instruction {
+    instruction(0x87, to, 0, 0, 0)
+}
+
+/// Adds register 1 to what is at an address, whoever else does at the same time.
+fn add(address: u8) -> Instruction {
+    instruction(0xdb, address, R1, 0, 0)
 }
 
 /// Exchanges the mark at the returned address for register 1, whoever else does at the same time.
 fn exchange_mark() -> Instruction {
-    instruction(0xc3, R0, R1, 0, 0xe1)
+    instruction(0xdb, R0, R1, 0, 0xe1)
 }
 
 fn if_equal(register: u8, value: i32) -> Instruction {
@@ -236,7 +328,8 @@ mod tests {
         const JUMPS: [u8; 4] = [0x15, 0x55, 0x35, 0xa5];
         let file = File::open("/dev/null").unwrap();
         let maps = Maps { marks: file.as_fd(), count: file.as_fd() };
-        for program in [created(maps, 4096), closed(maps), connection(maps, 32_768)] {
+        let programs = [created(maps, 4096), closed(maps), connection(maps, 32_768, 256), received(maps, 16_384)];
+        for program in programs {
             assert_eq!(program.last(), Some(&exit()));
             for (at, jump) in program.iter().enumerate().filter(|(_, step)| JUMPS.contains(&step.operation)) {
                 let to = (at + 1).checked_add_signed(jump.offset.into()).unwrap();
