@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admin::{Broker, Views},
+    confine,
     error::SliverError,
     first,
     forkserver::{self, ForkServer},
@@ -130,6 +131,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 
 /// The life of the process that helpers are forked from.
 pub(crate) fn helpers() -> ExitCode {
+    confine::prepare();
     forkserver::serve(helper).unwrap_or(ExitCode::FAILURE)
 }
 

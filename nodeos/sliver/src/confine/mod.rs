@@ -10,12 +10,21 @@ mod capabilities;
 mod filter;
 mod scope;
 
-use std::io;
+use std::{io, sync::LazyLock};
 
+use libc::sock_filter;
 use orrery_sys::seccomp;
 use rustix::thread;
 
 use crate::admin::Broker;
+
+/// The filter of most slivers.
+static USUAL: LazyLock<Vec<sock_filter>> = LazyLock::new(|| filter::program(false, false));
+
+/// Makes what [`confine`] needs for most slivers, so that processes which are forked from this one have it.
+pub(crate) fn prepare() {
+    LazyLock::force(&USUAL);
+}
 
 /// Gives up all capabilities but those of the table, of this process and of everything it will execute, and makes the sliver's
 /// Landlock domain and filter, which leaves out what containers need where `nesting` says so. With a `broker`, that gets the calls
@@ -29,7 +38,10 @@ pub(crate) fn confine(nesting: bool, broker: Option<Broker>) -> io::Result<()> {
     capabilities::bound(kept)?;
     // Before the capability that these two need goes.
     scope::enter().map_err(io::Error::other)?;
-    seccomp::install(&filter::program(nesting, broker.is_some()))?;
+    match (nesting, &broker) {
+        (false, None) => seccomp::install(&USUAL)?,
+        _ => seccomp::install(&filter::program(nesting, broker.is_some()))?,
+    }
     if let Some(broker) = broker {
         broker.give(seccomp::install_with_listener(&filter::handed_over())?)?;
     }
