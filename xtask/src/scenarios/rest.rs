@@ -81,7 +81,7 @@ fn started_over(lab: &Lab, node: &Node, ssh: &Ssh) -> Result<()> {
 fn made_again(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> Result<()> {
     done(ssh, "echo mine > /root/mine; setsid sleep 1000 < /dev/null > /dev/null 2>&1 &")?;
     order(lab, &["slice", "unassign", "demo/rest", "--node", "n1"])?;
-    let gone = "until ! ls -d /data/slivers/*demo_rest /sys/fs/cgroup/slivers/demo_rest /run/slivers/demo_rest 2>/dev/null; \
+    let gone = "until test -z \"$(ls -d /data/slivers/*demo_rest /data/slivers/.*demo_rest /sys/fs/cgroup/slivers/demo_rest 2>/dev/null)\"; \
         do sleep 1; done; ! grep -l overlay /proc/[0-9]*/mounts; ! pidof sleep";
     shell.run(gone, TOLD)?;
     let refused = ssh.run("true", COMMAND).context("running the ssh client")?;
