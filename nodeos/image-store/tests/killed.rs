@@ -130,16 +130,15 @@ fn work(folder: &Path, seed: u64) {
         write_contents(&frames, listing, wanted, LIMIT, &mut contents).map_err(io::Error::other)?;
         Ok::<_, io::Error>(contents)
     };
-    let cut = Cut::of(seed);
     let number = random.below(IMAGES) as usize;
-    match cut {
+    match Cut::of(seed) {
         Cut::Import => {
             let archive = archives[number].as_slice();
             let image = Digest::of(archive);
             store.remove(&image).unwrap();
             let left = 1 + random.below(archive.len() as u64 - 1) as usize;
-            drop(store.import(Stalling { source: archive, left }, &image, LIMIT));
-            unreachable!("an import ended that was not given the whole archive");
+            let ended = store.import(Stalling { source: archive, left }, &image, LIMIT);
+            unreachable!("an import ended that was not given the whole archive: {ended:?}");
         }
         Cut::Fetch => {
             let image = image_of(number);
@@ -150,11 +149,11 @@ fn work(folder: &Path, seed: u64) {
             let mut supply = |wanted: &[u32]| {
                 let contents = supply_of(number, &listing, wanted)?;
                 // Near the end, since the one long file that only this image has may be the first.
-                let left = contents.len() - 1 - random.below(contents.len() as u64 / 100) as usize;
+                let left = contents.len() - 1 - random.below((contents.len() as u64 / 100).max(1)) as usize;
                 Ok(Box::new(Stalling { source: io::Cursor::new(contents), left }) as Box<dyn Read>)
             };
-            drop(store.fetch(&image.sha256, &listing, LIMIT, &mut supply));
-            // All that the image needs may have come in earlier rounds.
+            // It ends only if all that the image needs came in earlier rounds.
+            store.fetch(&image.sha256, &listing, LIMIT, &mut supply).unwrap();
         }
         Cut::AnyTime => {}
     }
