@@ -42,9 +42,15 @@ pub enum Hook {
     SocketRelease,
     /// Something happens to a TCP socket.
     Connection,
-    /// A packet has come for an internet socket, and is dropped unless the program returns 1. Before there is a connection, that is
-    /// the socket that listens.
-    Receive,
+    /// An IPv4 socket was given a port, since it was bound or, in a kernel with our patch, since it begins to listen. It keeps it if the
+    /// program returns 1.
+    Bind4,
+    /// The same for IPv6.
+    Bind6,
+    /// An IPv4 socket is about to connect, and does if the program returns 1.
+    Connect4,
+    /// The same for IPv6.
+    Connect6,
 }
 
 impl Hook {
@@ -54,7 +60,10 @@ impl Hook {
             Self::SocketCreate => (9, 2),
             Self::SocketRelease => (9, 34),
             Self::Connection => (13, 3),
-            Self::Receive => (8, 0),
+            Self::Bind4 => (9, 12),
+            Self::Bind6 => (9, 13),
+            Self::Connect4 => (18, 10),
+            Self::Connect6 => (18, 11),
         }
     }
 }

@@ -30,6 +30,9 @@ pub(crate) struct Recipe {
     pub(crate) links: Vec<String>,
     /// Where the source comes from.
     pub(crate) source: Source,
+    /// Files beside the recipe that change the source, in order. What they are for is in their heads.
+    #[serde(default)]
+    pub(crate) patches: Vec<PathBuf>,
     /// A configuration made from fragments, for programs configured as the kernel is.
     pub(crate) kconfig: Option<Kconfig>,
     /// How it is built.
@@ -129,6 +132,12 @@ impl Recipe {
 
     fn path(root: &Path, name: &str) -> PathBuf {
         root.join("packages").join(name).join("recipe.toml")
+    }
+
+    /// The patches, where they are.
+    pub(crate) fn patches(&self, root: &Path) -> impl Iterator<Item = PathBuf> {
+        let folder = root.join("packages").join(&self.name);
+        self.patches.iter().map(move |patch| folder.join(patch))
     }
 }
 

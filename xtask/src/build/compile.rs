@@ -13,10 +13,10 @@ use crate::{
     apt::{Apt, Candidate},
     command,
     fetch::{self, Fetched},
-    hash::Inputs,
+    hash::{self, Inputs},
     kconfig,
     recipe::{Kconfig, Recipe, Source},
-    store::{self, Entry, LinkedPackage, Record},
+    store::{self, Entry, LinkedPackage, Record, SourceFile},
     ui::Step,
     workspace::Workspace,
 };
@@ -40,6 +40,7 @@ pub(crate) fn build(workspace: &Workspace, apt: &Apt, recipe: &Recipe) -> Result
         let step = Step::start(&recipe.name, "unpacking");
         let job = Job::new(workspace, recipe)?;
         job.unpack(&fetched)?;
+        job.patch(workspace)?;
         if let Some(kconfig) = &recipe.kconfig {
             step.now("configuring");
             job.configure(workspace, kconfig)?;
@@ -52,7 +53,7 @@ pub(crate) fn build(workspace: &Workspace, apt: &Apt, recipe: &Recipe) -> Result
             version: fetched.version,
             licence: recipe.licence.clone(),
             source_package: Some(recipe.source.source_package().to_owned()),
-            sources: fetched.files,
+            sources: [fetched.files, patches(workspace, recipe)?].concat(),
             links,
             ..Record::default()
         })
@@ -64,6 +65,9 @@ fn inputs(workspace: &Workspace, recipe: &Recipe, source: &Candidate, links: &[L
     inputs.add("runner", "version", RUNNER);
     inputs.add("release", "epoch", &workspace.release.epoch.to_string());
     inputs.add("recipe", &recipe.name, &recipe.content);
+    for patch in patches(workspace, recipe)? {
+        inputs.add("patch", &patch.name, &patch.sha256);
+    }
     if let Some(kconfig) = &recipe.kconfig {
         inputs.add("kconfig", "sha256", &kconfig::fingerprint(&requests(workspace, kconfig)?));
     }
@@ -76,6 +80,11 @@ fn inputs(workspace: &Workspace, recipe: &Recipe, source: &Candidate, links: &[L
         inputs.add("linked", &link.source, &link.version);
     }
     Ok(inputs)
+}
+
+fn patches(workspace: &Workspace, recipe: &Recipe) -> Result<Vec<SourceFile>> {
+    let files = recipe.patches(&workspace.root).zip(&recipe.patches);
+    files.map(|(path, name)| Ok(SourceFile { name: name.display().to_string(), sha256: hash::file(&path)? })).collect()
 }
 
 /// All fragments as one text.
@@ -203,6 +212,17 @@ impl<'a> Job<'a> {
         outer.wait().context("waiting for dpkg-deb")?;
         if !unpacked.success() || !found.success() {
             bail!("{} in {} does not unpack", tarball.display(), package.display());
+        }
+        Ok(())
+    }
+
+    fn patch(&self, workspace: &Workspace) -> Result<()> {
+        for patch in self.recipe.patches(&workspace.root) {
+            let mut command = self.command("patch");
+            command.args(["--batch", "--forward", "--strip=1", "-i"]).arg(&patch).current_dir(self.source());
+            command::logged(&mut command, &self.log).with_context(|| {
+                format!("applying {} (if the source is a newer one, it may have to change)", patch.display())
+            })?;
         }
         Ok(())
     }

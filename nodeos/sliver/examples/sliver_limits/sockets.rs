@@ -12,13 +12,28 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use orrery_protocol::Rspec;
+use orrery_protocol::{Extras, Rspec};
 use orrery_sliver::{Session, SliverPaths, Slivers};
 
 use super::{GROUP, Node};
 
-/// What a sliver may have (`src/ports/mod.rs`).
+/// What a sliver may have: sockets, and those of them that listen (`src/ports/mod.rs`).
 const MOST: u32 = 4096;
+const LISTENERS: u32 = 128;
+/// What one that listens counts for in a network that a container has.
+const IN_OTHER_NETWORKS: u32 = 8;
+/// How long a queue of connections is (`src/node.rs`): the kernel takes one more.
+const QUEUE: u32 = 512;
+/// What the kernel takes for one connection, and more.
+const CONNECTION_KIB: u64 = 5;
+
+/// What all programs here know.
+const WORDS: &str = "$any = pack_sockaddr_in(0, INADDR_ANY); sub at { pack_sockaddr_in($_[0], INADDR_LOOPBACK) } \
+     sub tcp { socket($_[0], AF_INET, SOCK_STREAM, 0) } \
+     sub server { $_[0] || tcp($_[0]) && setsockopt($_[0], SOL_SOCKET, SO_REUSEADDR, 1) \
+     && bind($_[0], pack_sockaddr_in($_[1], INADDR_ANY)) && listen($_[0], 4096) } \
+     sub parted { server($L, 8090) && tcp($c) && connect($c, at(8090)) && accept($_[0], $L) && close($c) \
+     && connect($_[0], pack(q(Sx14), 0)) }";
 
 /// Ways to take ports of the ephemeral range until that is refused, in Perl, and how many times each works: what it makes on the way
 /// counts as well.
@@ -29,66 +44,68 @@ const WAYS: &[(&str, &str, u32)] = &[
         "socket($s, AF_INET6, SOCK_DGRAM, 0) && bind($s, pack_sockaddr_in6(0, inet_pton(AF_INET6, '::')))",
         MOST,
     ),
-    ("bound", "socket($s, AF_INET, SOCK_STREAM, 0) && bind($s, $any)", MOST),
-    ("listening, never bound", "socket($s, AF_INET, SOCK_STREAM, 0) && listen($s, 1)", MOST),
+    ("bound", "tcp($s) && bind($s, $any)", MOST),
+    ("listening, never bound", "tcp($s) && listen($s, 1)", LISTENERS),
+    ("listening, of the sixth version", "socket($s, AF_INET6, SOCK_STREAM, 0) && listen($s, 1)", LISTENERS),
     // The port stays with the connection that was accepted; what listened for it, and who made it, are gone.
     (
         "accepted",
-        "socket($l, AF_INET, SOCK_STREAM, 0) && bind($l, $any) && listen($l, 1) && socket($c, AF_INET, SOCK_STREAM, 0) \
-         && connect($c, getsockname($l)) && accept($s, $l)",
+        "tcp($l) && bind($l, $any) && listen($l, 1) && tcp($c) && connect($c, getsockname($l)) && accept($s, $l)",
         MOST - 1,
     ),
     // Connections that nobody accepts count, and are over with what listened.
     (
         "never accepted",
-        "socket($s, AF_INET, SOCK_STREAM, 0) && bind($s, $any) && (@s >= 100 || listen($s, 1) \
-         && socket($c, AF_INET, SOCK_STREAM, 0) && connect($c, getsockname($s)))",
+        "tcp($s) && bind($s, $any) && (@s >= 100 || listen($s, 1) && tcp($c) && connect($c, getsockname($s)))",
         MOST - 100,
     ),
+    // What was accepted at a port outside of the range, and is no connection any more, takes one of the range.
+    ("accepted and bound", "parted($s) && bind($s, $any)", MOST - 1),
+    (
+        "accepted and connected",
+        "server($M, 8091) && parted($s) && connect($s, at(8091)) && accept(my $m, $M) && push(@m, $m)",
+        MOST - 2,
+    ),
+    ("accepted and listening", "parted($s) && listen($s, 1)", LISTENERS - 1),
+    ("connected to itself", "tcp($s) && bind($s, $any) && connect($s, getsockname($s))", MOST),
 ];
+
+/// Tries to take ports where there are as many sockets as may be, and where there is one more, since a connection was made to one that
+/// listens in the range.
+const FULL: &str = "sub tried { push @said, $_[0] ? q(yes) : $! == 23 ? q(no) : $! } \
+     tcp($e) && bind($e, $any) && listen($e, 1) && tcp($k) && tcp($u) or die; parted($a[$_]) or die qq($!) for (0..2); \
+     while (1) { my $s; socket($s, AF_INET, SOCK_DGRAM, 0) or last; push @s, $s } \
+     tried(bind($a[0], $any)); tried(connect($a[1], at(8090))); tried(listen($a[2], 1)); \
+     pop @s; tried(bind($a[0], $any)); tried(bind($a[1], $any)); \
+     tried(connect($k, getsockname($e))); tried(bind($u, $any)); tried(connect($u, at(8090))); tried(listen($u, 1)); \
+     close($e); tried(bind($u, $any)); tried(connect($u, at(8090))); print qq(@said)";
+const TRIED: &str = "no no no yes no yes no no no yes yes";
 
 /// A server at a port outside of the range has as many connections as it likes.
 const SERVED: u32 = MOST + 500;
-const SERVER: &str = "socket($l, AF_INET, SOCK_STREAM, 0); bind($l, pack_sockaddr_in(8080, INADDR_ANY)) or die; listen($l, 100); \
-     for (1..SERVED) { my ($s, $c); socket($c, AF_INET, SOCK_STREAM, 0) && connect($c, pack_sockaddr_in(8080, INADDR_LOOPBACK)) or last; \
+const SERVER: &str = "server($l, 8080) or die; for (1..SERVED) { my ($s, $c); tcp($c) && connect($c, at(8080)) or last; \
      accept($s, $l) or last; push @s, $s } print scalar(@s), qq( $!\n)";
 
-/// How many connections that others made a sliver may have, and sockets that listen.
-const CONNECTIONS: u32 = 16_384;
-const LISTENERS: u32 = 128;
-/// How long a queue of connections is (`src/node.rs`): the kernel takes one more.
-const QUEUE: u32 = 512;
-/// What the kernel takes for one connection, and more.
-const CONNECTION_KIB: u64 = 5;
-
-/// Makes connections to itself that it never accepts, and closes its ends, until that works no more, and tries some more; then makes
-/// one to a neighbour, and hears of it. Each is to an address of its own, or the kernel would give one the port of another that was
-/// closed, and end what was not accepted.
-const FLOOD: &str = "sub at { pack_sockaddr_in($_[2], pack(q(C4), 127, $_[0], $_[1] >> 8, $_[1] & 255)) } \
-     for my $i (0..32) { socket($l[$i], AF_INET, SOCK_STREAM, 0) && bind($l[$i], pack_sockaddr_in(9000 + $i, INADDR_ANY)) \
-     && listen($l[$i], 512) or die } my $n = 0; while (1) { socket(my $c, AF_INET, SOCK_STREAM, 0) or last; \
-     setsockopt($c, SOL_SOCKET, SO_SNDTIMEO, pack(q(qq), 2, 0)); connect($c, at(1, $n, 9000 + int($n / 500))) or last; $n++ } \
-     print qq($$ $n $!); for (0..499) { socket($c[$_], AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0); \
-     connect($c[$_], at(2, $_, 9000 + $_ % 33)) } select(undef, undef, undef, 1.5); \
-     print q(, ), scalar(grep { getpeername($_) } @c); @c = (); socket(my $c, AF_INET, SOCK_STREAM, 0); \
-     connect($c, pack_sockaddr_in(8081, INADDR_LOOPBACK)) or die; print q(, ), scalar(<$c>); sleep 1000";
+/// Makes connections to itself that it never accepts, and closes its ends, until that works no more; then makes one to a neighbour, and
+/// hears of it. Each is to an address of its own, or the kernel would give one the port of another that was closed, and end what was
+/// not accepted.
+const FLOOD: &str = "for $port (9000, 9001) { server($l[$port], $port) or die; while (1) { tcp(my $c) or last; \
+     setsockopt($c, SOL_SOCKET, SO_SNDTIMEO, pack(q(qq), 2, 0)); \
+     connect($c, pack_sockaddr_in($port, pack(q(C4), 127, 1, $n >> 8, $n & 255))) or last; $n++ } } \
+     print qq($$ $n $!); tcp(my $c); connect($c, at(8081)) or die; print q(, ), scalar(<$c>); sleep 1000";
 /// A server that says something to who connects.
-const GREETER: &str = "socket($l, AF_INET, SOCK_STREAM, 0); setsockopt($l, SOL_SOCKET, SO_REUSEADDR, 1); \
-     bind($l, pack_sockaddr_in(8081, INADDR_ANY)) && listen($l, 100) or die; print qq($$ listens\n); \
-     while (accept(my $s, $l)) { syswrite($s, qq(served\n)) }";
+const GREETER: &str =
+    "server($l, 8081) or die; print qq($$ listens\n); while (accept(my $s, $l)) { syswrite($s, qq(served\n)) }";
 /// Makes connections to itself, and resets them before they are accepted, as long as there is room in a queue.
-const RESETS: &str = "socket($l, AF_INET, SOCK_STREAM, 0); bind($l, pack_sockaddr_in(8083, INADDR_ANY)) && listen($l, 4096) or die; \
-     my $n = 0; while (1) { socket(my $c, AF_INET, SOCK_STREAM, 0) or last; setsockopt($c, SOL_SOCKET, SO_SNDTIMEO, pack(q(qq), 2, 0)); \
-     setsockopt($c, SOL_SOCKET, SO_LINGER, pack(q(ii), 1, 0)); connect($c, pack_sockaddr_in(8083, INADDR_LOOPBACK)) or last; $n++ } \
-     print qq($n $!)";
-/// Connects to a few more sockets that listen than may.
-const LISTENING: &str = "for (1..132) { socket(my $l, AF_INET, SOCK_STREAM, 0) or die; listen($l, 1) or die; push @l, $l; \
-     socket(my $c, AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; connect($c, getsockname($l)); push @c, $c } \
-     select(undef, undef, undef, 1.5); print scalar(grep { getpeername($_) } @c)";
+const RESETS: &str = "server($l, 8083) or die; while (1) { tcp(my $c) or last; \
+     setsockopt($c, SOL_SOCKET, SO_SNDTIMEO, pack(q(qq), 2, 0)); setsockopt($c, SOL_SOCKET, SO_LINGER, pack(q(ii), 1, 0)); \
+     connect($c, at(8083)) or last; $n++ } print qq($n $!)";
+/// Listens as often as that is allowed.
+const LISTENING: &str = "while (1) { my $l; tcp($l) && listen($l, 1) or last; push @l, $l } print scalar(@l), qq( $!)";
 
 /// How many programs a node manager has in the kernel.
-const PROGRAMS: u32 = 4;
-/// What is counted of a sliver: sockets, connections, and sockets that listen.
+const PROGRAMS: u32 = 7;
+/// What is counted of a sliver: sockets, those that listen, and those that count only as long as a connection.
 type Counts = [u32; 3];
 const NONE: Counts = [0; 3];
 const ALL: Counts = [MOST, 0, 0];
@@ -118,7 +135,7 @@ const COUNTS: &str = r#"
             last if bpf(4) < 0;
             $from = at($key);
             $attributes = pack("LLQQQ", $map, 0, $from, at($value), 0);
-            $counts{unpack("Q", $key)} = join(" ", unpack("SSS", $value)) if bpf(1) == 0;
+            $counts{unpack("Q", $key)} = join(" ", unpack("LSS", $value)) if bpf(1) == 0;
         }
     }
     print "$programs\n", map { "$_ $counts{$_}\n" } sort { $a <=> $b } keys %counts"#;
@@ -136,43 +153,46 @@ pub(crate) fn sockets(node: &Node) -> Result<()> {
             taken.end(node, &hog)?;
         }
     }
+    let tried = node.said(&hog, &perl(FULL))?;
+    ensure!(tried == TRIED, "with all sockets that it may have: {tried}");
     let served = node.said(&hog, &perl(&SERVER.replace("SERVED", &SERVED.to_string())))?;
     ensure!(served.split(' ').next() == Some(&SERVED.to_string()), "a server's connections: {served}");
     backlog(node, &hog, &calm)?;
     shared(node, &hog, &calm)
 }
 
-/// Connections that nobody accepts have a bound, which is nobody else's, and ends with what listened.
+/// Connections that nobody accepts have a bound, which is nobody else's, and end with what listened.
 fn backlog(node: &Node, hog: &str, calm: &str) -> Result<()> {
     let greeter = Taken::running(node, calm, GREETER)?;
     let before = unreclaimable()?;
     let flood = Taken::running(node, hog, FLOOD)?;
     let grown = unreclaimable()?.saturating_sub(before);
-    println!("    {CONNECTIONS} connections that nobody accepts take {grown} KiB");
-    let expect = format!("{CONNECTIONS} Operation now in progress, 0, served");
+    let connections = 2 * (QUEUE + 1);
+    println!("    {connections} connections that nobody accepts take {grown} KiB");
+    let expect = format!("{connections} Operation now in progress, served");
     ensure!(flood.says == expect, "a sliver that accepts nothing says {:?} instead of {expect:?}", flood.says);
-    ensure!(grown < u64::from(CONNECTIONS) * CONNECTION_KIB, "the kernel took {grown} KiB");
+    ensure!(grown < u64::from(connections) * CONNECTION_KIB, "the kernel took {grown} KiB");
     ensure!(io::read_to_string(TcpStream::connect("127.0.0.1:8081")?)? == "served\n", "a neighbour does not serve");
     // The flood still has its own connection to the neighbour.
-    counted(node, PROGRAMS, &[(hog, [34, CONNECTIONS, 33]), (calm, [1, 0, 1])])?;
+    counted(node, PROGRAMS, &[(hog, [3, 2, 0]), (calm, [1, 1, 0])])?;
     flood.end(node, hog)?;
-    counted(node, PROGRAMS, &[(hog, NONE), (calm, [1, 0, 1])])?;
+    greeter.end(node, calm)?;
 
-    // Those that were reset do not count, and stay until they are accepted or their socket is closed.
+    // Those that were reset stay until they are accepted or their socket is closed.
     let resets = node.said(hog, &perl(RESETS))?;
     ensure!(resets == format!("{} Operation now in progress", QUEUE + 1), "a queue took {resets}");
 
-    for family in ["AF_INET", "AF_INET6"] {
-        let connected = node.said(hog, &perl(&LISTENING.replace("AF_INET", family)))?;
-        ensure!(connected == LISTENERS.to_string(), "{connected} sockets of {family} that listen were connected to");
+    // Queues are longer in a network of one's own.
+    let extras = Extras { nesting: true, ..Extras::default() };
+    let nesting = node.start("nesting", Rspec { extras, ..Rspec::default() })?;
+    for (program, most) in
+        [(perl(LISTENING), LISTENERS), (in_a_network(&perl(LISTENING)), LISTENERS / IN_OTHER_NETWORKS)]
+    {
+        let listening = node.said(&nesting, &program)?;
+        ensure!(listening == format!("{most} Too many open files in system"), "listening: {listening}");
     }
-    let again = Taken::running(node, hog, &GREETER.replace("8081", "8082"))?;
-    ensure!(
-        io::read_to_string(TcpStream::connect("127.0.0.1:8082")?)? == "served\n",
-        "after the flood, it serves nobody"
-    );
-    again.end(node, hog)?;
-    greeter.end(node, calm)
+    node.slivers.stop(&nesting)?;
+    Ok(())
 }
 
 /// What the kernel's own objects take, in KiB, without what it would give back.
@@ -265,7 +285,7 @@ struct Taken {
 impl Taken {
     fn by(node: &Node, login: &str, way: &str) -> Result<Self> {
         let program = format!(
-            "$any = pack_sockaddr_in(0, INADDR_ANY); while (1) {{ my ($s, $l, $c); {way} or last; push @s, $s }} \
+            "while (1) {{ my ($s, $l, $c); {way} or last; push @s, $s }} \
              print qq($$ ), scalar(@s), qq( $!\n); sleep 1000"
         );
         Self::running(node, login, &program)
@@ -295,7 +315,12 @@ impl Taken {
 }
 
 fn perl(program: &str) -> String {
-    format!("ulimit -n 60000; exec perl -MSocket=:all -e '{}'", program.replace('\'', "\""))
+    format!("ulimit -n 60000; exec perl -MSocket=:all -e '{WORDS} {}'", program.replace('\'', "\""))
+}
+
+/// In a network of its own.
+fn in_a_network(script: &str) -> String {
+    script.replace("exec perl", "exec unshare --map-root-user --net perl")
 }
 
 /// The node does, and a neighbour.
@@ -304,8 +329,6 @@ fn others_connect(node: &Node, calm: &str) -> Result<()> {
     let server = TcpListener::bind("127.0.0.1:0").context("a port of the node")?;
     TcpStream::connect(server.local_addr()?).context("connecting on the node")?;
     let port = server.local_addr()?.port();
-    let connect = format!(
-        "socket($s, AF_INET, SOCK_STREAM, 0) && connect($s, pack_sockaddr_in({port}, INADDR_LOOPBACK)) or die qq($!)"
-    );
+    let connect = format!("tcp($s) && connect($s, at({port})) or die qq($!)");
     node.said(calm, &perl(&connect)).map(drop)
 }

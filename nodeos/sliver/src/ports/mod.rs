@@ -1,16 +1,16 @@
-//! How many ports and connections of the node a sliver may hold.
+//! How many ports of the node a sliver may hold, and how many connections may wait in it.
 //!
 //! Slivers share the node's ports, and whoever connects needs one from the ephemeral range. What holds one there is a socket, so
 //! that sockets are counted: those that are made, and accepted connections to a port of the range, which hold it when the
-//! socket that listened is closed. Accepted connections to other ports hold nothing that anybody needs, and do not count.
+//! socket that listened is closed. Accepted connections to other ports hold nothing that anybody needs, and do not count; one that
+//! is disconnected and then takes a port counts from then on. The kernel tells of every port that is taken before it is, but not where
+//! a socket begins to listen that was never bound: `packages/linux` has a patch for that.
 //!
 //! What outlives its socket, connections in TIME-WAIT and those not acknowledged at the end, is bounded for the whole node
 //! (`node.rs`): with that, one sliver never has all of the range.
 //!
 //! A connection that others make to a socket that listens is made by the kernel, which charges it to nobody before somebody accepts it.
-//! So those are counted too, accepted or not, since no program sees them accepted. Where there are too many, packets that
-//! begin one are dropped, as the kernel does where a socket's queue is full. What has only begun, and what was reset while it waited, ends
-//! without a program seeing it: that is bounded by how many sockets may listen.
+//! Those are bounded by the queue of each such socket (`node.rs`), and by how many of them a sliver has.
 
 mod program;
 
@@ -24,15 +24,16 @@ use std::{
 
 use orrery_sys::bpf::{self, Hook, Map};
 
-use self::program::{closed, connection, created, received};
+use self::program::{bound, closed, connecting, connection, created};
 
 /// Sockets that one sliver may have, of some 28,000 ports.
 const SOCKETS: u32 = 4096;
-/// Connections that one sliver may have which others made, accepted or not: what a busy server has, and, with all that the kernel keeps for one, 72 MiB of the node's.
-const CONNECTIONS: u32 = 16_384;
 /// Sockets of one sliver that may listen. Each has two queues as long as it says, but not longer than the node allows (`node.rs`): of
 /// connections that have only begun, at some 300 bytes, and of those that wait, at 4 KiB. All of both is 280 MiB of the node's.
 const LISTENERS: u32 = 128;
+/// What a socket that listens counts for in a network that a container inside has of its own. The node's setting does not hold there, and a
+/// queue is up to 4,096 connections long, eight times as many.
+const IN_OTHER_NETWORKS: u32 = 8;
 /// Where the kernel takes ports from for who does not ask for one.
 const EPHEMERAL: u32 = 32_768;
 
@@ -52,7 +53,7 @@ struct Maps<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct SocketLimit {
     /// What takes away from the count is attached before what adds to it.
-    programs: OnceLock<[(Hook, OwnedFd); 4]>,
+    programs: OnceLock<[(Hook, OwnedFd); 7]>,
 }
 
 impl SocketLimit {
@@ -73,14 +74,18 @@ impl SocketLimit {
     }
 }
 
-fn load() -> io::Result<[(Hook, OwnedFd); 4]> {
+fn load() -> io::Result<[(Hook, OwnedFd); 7]> {
     let (marks, count) = (bpf::map(Map::OfSockets)?, bpf::map(Map::OfGroups)?);
     let maps = Maps { marks: marks.as_fd(), count: count.as_fd() };
     let load = |hook, program: &[_]| Ok::<_, io::Error>((hook, bpf::load(hook, program)?));
+    let (bound, connecting) = (bound(maps, SOCKETS, LISTENERS, IN_OTHER_NETWORKS), connecting(maps, SOCKETS));
     Ok([
         load(Hook::SocketRelease, &closed(maps))?,
-        load(Hook::Connection, &connection(maps, EPHEMERAL, LISTENERS))?,
-        load(Hook::Receive, &received(maps, CONNECTIONS))?,
+        load(Hook::Connection, &connection(maps, EPHEMERAL))?,
+        load(Hook::Bind4, &bound)?,
+        load(Hook::Bind6, &bound)?,
+        load(Hook::Connect4, &connecting)?,
+        load(Hook::Connect6, &connecting)?,
         load(Hook::SocketCreate, &created(maps, SOCKETS))?,
     ])
 }

@@ -1,6 +1,6 @@
 //! The programs that count sockets.
 //!
-//! Written out as instructions: four of some twenty each do not need a compiler of their own in the build.
+//! Written out as instructions: five of some thirty each do not need a compiler of their own in the build.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -12,6 +12,7 @@ use super::Maps;
 const SET_CALLBACKS: i32 = 59;
 const OF_GROUP: i32 = 81;
 const OF_SOCKET: i32 = 107;
+const NETWORK: i32 = 122;
 const SET_ERROR: i32 = 187;
 
 /// `BPF_SK_STORAGE_GET_F_CREATE`: what a map has with a socket is made if it is not there.
@@ -24,23 +25,22 @@ const LOCAL_PORT: i16 = 68;
 const SOCKET: i16 = 184;
 const ACCEPTED: i32 = 5;
 const STATE_CHANGED: i32 = 10;
-const LISTENS: i32 = 11;
 const WANT_STATES: i32 = 4;
 const CLOSED: i32 = 7;
 
-// Of a packet (`struct __sk_buff`), and of the socket it is for (`struct bpf_sock`).
-const RECEIVER: i16 = 168;
+// Of a socket (`struct bpf_sock`), and of what is about to connect (`struct bpf_sock_addr`).
 const STATE: i16 = 72;
 const LISTENING: i32 = 10;
+const CONNECTING: i16 = 64;
 
-// What is counted, each in two bytes of a sliver's count: where they are. None comes near their end: of a sliver's, the sockets of
-// the range are those that it made and connections, and more than there may be of each are at most as many as there are CPUs.
+// What is counted, and where in a sliver's count: sockets in four bytes, and in two each those that listen, of which there are never
+// near as many, and those that count only as long as a connection. The last is there to be seen in a mark; in a count it may overflow.
 const SOCKETS: i16 = 0;
-const CONNECTIONS: i16 = 2;
 const LISTENERS: i16 = 4;
+const PASSING: i16 = 6;
 // A mark is what its socket adds to the count.
-const ONE_SOCKET: i32 = 1 << (8 * SOCKETS);
-const ONE_CONNECTION: i32 = 1 << (8 * CONNECTIONS);
+const ONE_SOCKET: i32 = 1;
+const ONE_PASSING: u64 = 1 | 1 << (8 * PASSING);
 
 // Registers: what is returned, arguments, and what is kept.
 const R0: u8 = 0;
@@ -52,6 +52,7 @@ const CONTEXT: u8 = 6;
 const COUNT: u8 = 7;
 /// The address of a mark, or one.
 const MARK: u8 = 8;
+const KEPT: u8 = 9;
 
 /// A step of a program: an instruction, or one that goes on elsewhere on some condition.
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +66,8 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Accepted,
-    Marked,
-    Listens,
-    Gone,
+    Counted,
+    Weighed,
     Refuse,
     Done,
 }
@@ -78,120 +78,150 @@ use Step::{Here, Jump, Plain};
 pub(super) fn created(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
     let mut steps = vec![Plain(copy(CONTEXT, R1))];
     steps.extend(count_of(maps));
-    steps.extend([Plain(load_two(R1, COUNT, SOCKETS)), Jump(if_at_least(R1, most.cast_signed()), Place::Refuse)]);
+    steps.extend([Plain(load_half(R1, COUNT, SOCKETS)), Jump(if_at_least(R1, most.cast_signed()), Place::Refuse)]);
     steps.push(Plain(copy(R2, CONTEXT)));
     steps.extend(mark_of(maps, MAKE));
-    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(set(R1, ONE_SOCKET)), Plain(exchange_mark())]);
-    steps.extend([
-        Plain(set(R1, ONE_SOCKET)),
-        Plain(add(COUNT)),
-        Plain(set(R0, 1)),
-        Plain(exit()),
-        Here(Place::Refuse),
-    ]);
-    steps.extend([Plain(set(R1, -libc::ENFILE)), Plain(call(SET_ERROR)), Plain(set(R0, 0)), Plain(exit())]);
+    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(copy(MARK, R0)), Plain(set(R1, ONE_SOCKET))]);
+    steps.extend([Plain(add(MARK)), Plain(add(COUNT))]);
+    steps.extend(allow_or_refuse());
     assemble(&steps)
 }
 
 /// Runs when a socket is closed.
 pub(super) fn closed(maps: Maps<'_>) -> Vec<Instruction> {
     let mut steps = vec![Plain(copy(R2, R1))];
+    steps.extend(mark_of(maps, 0));
     steps.extend(forget(maps));
-    steps.extend([Here(Place::Done), Plain(set(R0, 1)), Plain(exit())]);
+    steps.push(Here(Place::Done));
+    steps.extend(allow());
     assemble(&steps)
 }
 
-/// Runs when something happens to a connection or a socket that listens. A connection that others made counts until it has ended or its
-/// socket is closed, and it may never have had one; if it is to port `from` or above, it counts as a socket too. Of sockets that
-/// listen, or did since they were made, `listeners` count, and the others are not marked.
-pub(super) fn connection(maps: Maps<'_>, from: u32, listeners: u32) -> Vec<Instruction> {
+/// Runs when something happens to a connection. One that others made to port `from` or above counts as a socket until it has ended or
+/// its socket is closed, and it may never have had one.
+pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
     // Always there with these events, which the kernel does not know.
     let socket = [Plain(load(R2, CONTEXT, SOCKET)), Jump(if_equal(R2, 0), Place::Done)];
     let mut steps = vec![
         Plain(copy(CONTEXT, R1)),
         Plain(load_half(R1, CONTEXT, EVENT)),
         Jump(if_equal(R1, ACCEPTED), Place::Accepted),
-        Jump(if_equal(R1, LISTENS), Place::Listens),
         Jump(if_not(R1, STATE_CHANGED), Place::Done),
         Plain(load_half(R1, CONTEXT, NEW_STATE)),
-        Jump(if_equal(R1, CLOSED), Place::Gone),
-        Here(Place::Done),
-        Plain(set(R0, 1)),
-        Plain(exit()),
-        Here(Place::Accepted),
-        Plain(set(MARK, ONE_CONNECTION)),
-        Plain(load_half(R1, CONTEXT, LOCAL_PORT)),
-        Jump(if_below(R1, from.cast_signed()), Place::Marked),
-        Plain(set(MARK, ONE_CONNECTION + ONE_SOCKET)),
-        Here(Place::Marked),
+        Jump(if_not(R1, CLOSED), Place::Done),
     ];
     steps.extend(socket);
-    steps.extend(mark_of(maps, MAKE));
-    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(copy(R1, MARK)), Plain(exchange_mark())]);
-    steps.extend(count_of(maps));
+    steps.extend(mark_of(maps, 0));
+    // One that was bound anew counts until it is closed.
     steps.extend([
-        Plain(copy(R1, MARK)),
+        Jump(if_equal(R0, 0), Place::Done),
+        Plain(load_two(R1, R0, PASSING)),
+        Jump(if_equal(R1, 0), Place::Done),
+    ]);
+    steps.extend(forget(maps));
+    steps.push(Here(Place::Done));
+    steps.extend(allow());
+    steps.extend([
+        Here(Place::Accepted),
+        Plain(load_half(R1, CONTEXT, LOCAL_PORT)),
+        Jump(if_below(R1, from.cast_signed()), Place::Done),
+    ]);
+    steps.extend(socket);
+    steps.extend(mark_of(maps, MAKE));
+    // A socket that connected to itself counts already.
+    steps.extend([
+        Jump(if_equal(R0, 0), Place::Done),
+        Plain(load_half(R1, R0, SOCKETS)),
+        Jump(if_not(R1, 0), Place::Done),
+        Plain(copy(MARK, R0)),
+    ]);
+    steps.extend(count_of(maps));
+    steps.extend(wide(R1, ONE_PASSING).map(Plain));
+    steps.extend([
+        Plain(add(MARK)),
         Plain(add(COUNT)),
         Plain(copy(R1, CONTEXT)),
         Plain(set(R2, WANT_STATES)),
         Plain(call(SET_CALLBACKS)),
-        Plain(set(R0, 1)),
-        Plain(exit()),
-        Here(Place::Listens),
     ]);
-    steps.extend(socket);
-    steps.extend(mark_of(maps, MAKE));
-    steps.extend([
-        Jump(if_equal(R0, 0), Place::Done),
-        Plain(copy(MARK, R0)),
-        Plain(load_two(R1, MARK, LISTENERS)),
-        Jump(if_not(R1, 0), Place::Done),
-    ]);
-    steps.extend(count_of(maps));
-    steps.extend([
-        Plain(load_two(R1, COUNT, LISTENERS)),
-        Jump(if_at_least(R1, listeners.cast_signed()), Place::Done),
-        Plain(set(R1, 1)),
-        Plain(shift(R1, 8 * i32::from(LISTENERS))),
-        Plain(add(MARK)),
-        Plain(add(COUNT)),
-        Plain(set(R0, 1)),
-        Plain(exit()),
-        Here(Place::Gone),
-    ]);
-    steps.extend(socket);
-    steps.extend(forget(maps));
-    steps.extend([Plain(set(R0, 1)), Plain(exit())]);
+    steps.extend(allow());
     assemble(&steps)
 }
 
-/// Runs when a packet has come. Drops what is for a socket that listens, with which all connections begin, if there are `most`
-/// connections or the socket is one too many.
-pub(super) fn received(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
-    let mut steps = vec![
-        Plain(load(R2, R1, RECEIVER)),
-        Jump(if_equal(R2, 0), Place::Done),
-        Plain(load_half(R1, R2, STATE)),
-        Jump(if_not(R1, LISTENING), Place::Done),
-    ];
-    steps.extend(mark_of(maps, 0));
+/// Runs when a socket has been given a port, since it was bound or begins to listen. It counts from then on until it is closed, if it did
+/// not before. Refused if there are more than `most`, or as one that listens if there are more than `listeners`, of which one in a
+/// network of its own is `others`.
+pub(super) fn bound(maps: Maps<'_>, most: u32, listeners: u32, others: u32) -> Vec<Instruction> {
+    let mut steps = vec![Plain(copy(CONTEXT, R1)), Plain(copy(R2, R1))];
+    steps.extend(takes_port(maps, most));
     steps.extend([
-        Jump(if_equal(R0, 0), Place::Refuse),
-        Plain(load_two(R1, R0, LISTENERS)),
-        Jump(if_equal(R1, 0), Place::Refuse),
+        Plain(load_half(R1, CONTEXT, STATE)),
+        Jump(if_not(R1, LISTENING), Place::Done),
+        Plain(load_two(R1, MARK, LISTENERS)),
+        Jump(if_not(R1, 0), Place::Done),
+        // Of no context: the first network, which is the node's.
+        Plain(set(R1, 0)),
+        Plain(call(NETWORK)),
+        Plain(copy(KEPT, R0)),
+        Plain(copy(R1, CONTEXT)),
+        Plain(call(NETWORK)),
+        Plain(set(R1, 1)),
+        Jump(if_same(R0, KEPT), Place::Weighed),
+        Plain(set(R1, others.cast_signed())),
+        Here(Place::Weighed),
+        Plain(load_two(R2, COUNT, LISTENERS)),
+        Plain(sum(R2, R1)),
+        Jump(if_at_least(R2, listeners.cast_signed() + 1), Place::Refuse),
+        Plain(shift(R1, 8 * i32::from(LISTENERS))),
+        Plain(add(MARK)),
+        Plain(add(COUNT)),
+        Here(Place::Done),
     ]);
+    steps.extend(allow_or_refuse());
+    assemble(&steps)
+}
+
+/// Runs when a socket is about to connect, for which it is given a port if it has none. As [`bound`] otherwise.
+pub(super) fn connecting(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
+    let mut steps =
+        vec![Plain(copy(CONTEXT, R1)), Plain(load(R2, CONTEXT, CONNECTING)), Jump(if_equal(R2, 0), Place::Done)];
+    steps.extend(takes_port(maps, most));
+    steps.push(Here(Place::Done));
+    steps.extend(allow_or_refuse());
+    assemble(&steps)
+}
+
+/// Has the addresses of the count and of the mark of the socket in register 2, which counts from now on, in their registers. Refuses if
+/// there are too many, also one that counted: it would take a second port, since the one that it had is with a connection that it
+/// accepted.
+fn takes_port(maps: Maps<'_>, most: u32) -> Vec<Step> {
+    let mut steps = mark_of(maps, MAKE);
+    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(copy(MARK, R0))]);
     steps.extend(count_of(maps));
     steps.extend([
-        Plain(load_two(R1, COUNT, CONNECTIONS)),
-        Jump(if_at_least(R1, most.cast_signed()), Place::Refuse),
-        Here(Place::Done),
-        Plain(set(R0, 1)),
-        Plain(exit()),
-        Here(Place::Refuse),
-        Plain(set(R0, 0)),
-        Plain(exit()),
+        Plain(load_half(R2, COUNT, SOCKETS)),
+        Jump(if_at_least(R2, most.cast_signed() + 1), Place::Refuse),
+        Plain(load_half(R1, MARK, SOCKETS)),
+        Jump(if_not(R1, 0), Place::Counted),
+        Jump(if_at_least(R2, most.cast_signed()), Place::Refuse),
+        Plain(set(R1, ONE_SOCKET)),
+        Plain(add(MARK)),
+        Plain(add(COUNT)),
+        Here(Place::Counted),
     ]);
-    assemble(&steps)
+    steps
+}
+
+fn allow() -> [Step; 2] {
+    [Plain(set(R0, 1)), Plain(exit())]
+}
+
+/// Allows it, or refuses it to who jumps there, as too many open files (`ENFILE`).
+fn allow_or_refuse() -> Vec<Step> {
+    let mut steps = allow().to_vec();
+    steps.extend([Here(Place::Refuse), Plain(set(R1, -libc::ENFILE)), Plain(call(SET_ERROR))]);
+    steps.extend([Plain(set(R0, 0)), Plain(exit())]);
+    steps
 }
 
 /// Has the address of the count in its register.
@@ -208,10 +238,9 @@ fn mark_of(maps: Maps<'_>, how: i32) -> Vec<Step> {
     steps
 }
 
-/// Counts the socket in register 2 no more that counted, and is done if it did not.
+/// Counts the socket no more whose mark's address was returned, and is done if it did not count or there is none.
 fn forget(maps: Maps<'_>) -> Vec<Step> {
-    let mut steps = mark_of(maps, 0);
-    steps.extend([Jump(if_equal(R0, 0), Place::Done), Plain(set(R1, 0)), Plain(exchange_mark())]);
+    let mut steps = vec![Jump(if_equal(R0, 0), Place::Done), Plain(set(R1, 0)), Plain(exchange_mark())];
     steps.extend([Jump(if_equal(R1, 0), Place::Done), Plain(copy(MARK, R1))]);
     steps.extend(count_of(maps));
     steps.extend([Plain(copy(R1, MARK)), Plain(negate(R1)), Plain(add(COUNT))]);
@@ -269,6 +298,10 @@ fn load_two(to: u8, from: u8, offset: i16) -> Instruction {
     instruction(0x69, to, from, offset, 0)
 }
 
+fn sum(to: u8, from: u8) -> Instruction {
+    instruction(0x0f, to, from, 0, 0)
+}
+
 fn shift(to: u8, bits: i32) -> Instruction {
     instruction(0x67, to, 0, 0, bits)
 }
@@ -291,6 +324,10 @@ fn if_equal(register: u8, value: i32) -> Instruction {
     instruction(0x15, register, 0, 0, value)
 }
 
+fn if_same(one: u8, other: u8) -> Instruction {
+    instruction(0x1d, one, other, 0, 0)
+}
+
 fn if_not(register: u8, value: i32) -> Instruction {
     instruction(0x55, register, 0, 0, value)
 }
@@ -311,6 +348,12 @@ fn exit() -> Instruction {
     instruction(0x95, 0, 0, 0, 0)
 }
 
+/// A constant of eight bytes. Takes two instructions' place.
+fn wide(to: u8, value: u64) -> [Instruction; 2] {
+    let half = |bits: u64| (bits as u32).cast_signed();
+    [instruction(0x18, to, 0, 0, half(value)), instruction(0, 0, 0, 0, half(value >> 32))]
+}
+
 /// A map as the first argument, by a descriptor that only has to be there while the program is loaded. Takes two instructions' place.
 fn address_of(map: BorrowedFd<'_>) -> [Instruction; 2] {
     const OF_A_MAP: u8 = 1;
@@ -325,10 +368,16 @@ mod tests {
 
     #[test]
     fn jumps_lead_to_instructions() {
-        const JUMPS: [u8; 4] = [0x15, 0x55, 0x35, 0xa5];
+        const JUMPS: [u8; 5] = [0x15, 0x1d, 0x55, 0x35, 0xa5];
         let file = File::open("/dev/null").unwrap();
         let maps = Maps { marks: file.as_fd(), count: file.as_fd() };
-        let programs = [created(maps, 4096), closed(maps), connection(maps, 32_768, 256), received(maps, 16_384)];
+        let programs = [
+            created(maps, 4096),
+            closed(maps),
+            connection(maps, 32_768),
+            bound(maps, 4096, 128, 8),
+            connecting(maps, 4096),
+        ];
         for program in programs {
             assert_eq!(program.last(), Some(&exit()));
             for (at, jump) in program.iter().enumerate().filter(|(_, step)| JUMPS.contains(&step.operation)) {
