@@ -46,7 +46,7 @@ impl Acceleration {
     pub(crate) fn arguments(self, processors: Processors) -> &'static [&'static str] {
         const IN_TURN: &str = "tcg,thread=single,tb-size=256";
         match (self, processors) {
-            (_, Processors::Counted) => &["-accel", IN_TURN, "-cpu", "max", "-icount", "shift=1,sleep=off"],
+            (_, Processors::Counted) => &["-accel", IN_TURN, "-cpu", "max", "-icount", "shift=1,sleep=on"],
             (Self::Kvm, _) => &["-accel", "kvm", "-cpu", "host"],
             (Self::Tcg, Processors::InTurn) => &["-accel", IN_TURN, "-cpu", "max"],
             (Self::Tcg, Processors::AtOnce) => &["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"],
@@ -63,7 +63,7 @@ pub enum Processors {
     /// d->map.sections_nb`): one processor uses the memory map while another, in firmware, replaces it.
     AtOnce,
     /// As [`Processors::InTurn`], whatever the host has, and each instruction takes 2 ns of the guest's time: what it measures is what it does,
-    /// and not what the host does meanwhile. Where all processors wait, its time leaps to the next timer.
+    /// and not what the host does meanwhile. Where all processors wait, time passes as it does outside.
     Counted,
 }
 

@@ -107,7 +107,7 @@ fn machine(images: &Images, folder: &Path, archives: [PathBuf; 2], arguments: &s
     command::output(Command::new("mke2fs").args(format).arg(&seed).arg(&disk))?;
 
     let disk = Disk::new(&disk, DiskBus::VirtioBlk);
-    // Counted time leaps while all wait, and the longer, the longer the disk takes.
+    // What the host's disk takes for a flush is not counted.
     let (disk, processors) = if counted { (disk.unflushed(), Processors::Counted) } else { (disk, Processors::AtOnce) };
     let medium = BootMedium::Kernel {
         kernel: images.folder.join("pxe/vmlinuz"),

@@ -26,7 +26,7 @@ const HOGS: [&str; 2] = ["test_hog1", "test_hog2"];
 /// what its requests cost beside such hogs, that made the first low.
 const LEAST: f64 = 0.2;
 
-/// Classes of hogs, by stress-ng's options. All would go on for longer than they are measured.
+/// Classes of hogs, by stress-ng's options, of which PORT is another for each hog. All would go on for longer than they are measured.
 const CLASSES: &[(&str, &str)] = &[
     ("cpu", "--cpu 4"),
     ("vm", "--vm 2 --vm-bytes 80m --vm-keep"),
@@ -41,6 +41,10 @@ const CLASSES: &[(&str, &str)] = &[
     ("pipe", "--pipe 4"),
     ("mq", "--mq 4"),
     ("timer", "--timer 4"),
+    ("cache", "--cache 2"),
+    ("urandom", "--urandom 4"),
+    ("sock", "--sock 4 --sock-port PORT"),
+    ("udp", "--udp 4 --udp-port PORT"),
 ];
 
 /// Requests of a server that computes, starts a process now and then, and keeps a file, for three seconds.
@@ -77,6 +81,8 @@ fn serve(slivers: &Slivers) -> Result<f64> {
 
 fn run() -> Result<()> {
     prepare()?;
+    // The machine's first process gives the loopback interface its address so.
+    fs::write("/sys/class/net/lo/flags", "0x1").context("starting the loopback interface")?;
     let store = Store::open(Path::new("/data"))?;
     let image: Digest = fs::read_to_string("/data/incoming/debian.sha256")?.trim().parse().context("a digest")?;
     store.import(File::open("/data/incoming/debian.tar.zst")?, &image, 2 << 30)?;
@@ -90,12 +96,7 @@ fn run() -> Result<()> {
 
     let mut failed = Vec::new();
     for (class, options) in CLASSES {
-        // Once more if need be: the machine that emulates this one may have been busy.
-        let mut fair = false;
-        for _ in 0..2 {
-            fair = fair || endures(&slivers, class, options)?;
-        }
-        if !fair {
+        if !endures(&slivers, class, options)? {
             failed.push(*class);
         }
     }
@@ -108,7 +109,8 @@ fn run() -> Result<()> {
 fn endures(slivers: &Slivers, class: &str, options: &str) -> Result<bool> {
     let before = serve(slivers)?;
     let mut hogs = Vec::new();
-    for login in HOGS {
+    for (login, port) in HOGS.into_iter().zip(["6000", "7000"]) {
+        let options = options.replace("PORT", port);
         // Or pairs of sockets take all its memory when nobody reads them in time, and it is killed for that.
         let few = if class == "sockpair" { "ulimit -n 128; " } else { "" };
         let line =
