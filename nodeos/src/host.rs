@@ -34,7 +34,7 @@ use crate::{
     gate::{Entrance, Program},
     idle::IdleWatch,
     images::{self, Images},
-    memory::{self, Alarm, Memory, MemoryWatch, Verdict},
+    memory::{self, Alarm, MemoryWatch, Verdict},
     paths,
     plan::Existing,
     reconcile::Host,
@@ -125,7 +125,14 @@ impl LinuxHost {
             match watch.judge(Instant::now(), &memory, &self.slivers.memory_held()) {
                 Verdict::Calm => (),
                 Verdict::Tell => report("memory", Outcome::Info, format!("memory is tight: {memory}"), Duration::ZERO),
-                Verdict::Stop(login, held) => self.relieve(&login, held, &memory),
+                Verdict::Stop(held) => {
+                    let why = format!("it held {} MiB, more than any other; {memory}", held.bytes >> 20);
+                    self.relieve(&held.login, "memory is short", &why);
+                }
+                Verdict::Overdrawn(held) => {
+                    let why = format!("{} MiB of {}, most likely for sockets", held.bytes >> 20, held.limit >> 20);
+                    self.relieve(&held.login, "it held far more memory than it may", &why);
+                }
                 Verdict::Reboot => {
                     let message = format!("no sliver is to blame for it, so the machine starts over: {memory}");
                     report("memory", Outcome::Failed, message, Duration::ZERO);
@@ -135,17 +142,16 @@ impl LinuxHost {
         }
     }
 
-    /// Ends everything in the sliver that holds the most memory.
-    fn relieve(&self, login: &str, held: u64, memory: &Memory) {
+    /// Ends everything in a sliver that holds too much memory.
+    fn relieve(&self, login: &str, cause: &str, why: &str) {
         let started = Instant::now();
         let stopped = {
             let _apart = self.supervisor.apart(login);
             self.slivers.stop(login)
         };
-        let why = format!("it held {} MiB, more than any other; {memory}", held >> 20);
         let message = match stopped {
-            Ok(()) => format!("ended all that ran in {login}, as memory is short: {why}"),
-            Err(e) => format!("memory is short, and {login} could not be ended ({:#}): {why}", anyhow::Error::from(e)),
+            Ok(()) => format!("ended all that ran in {login}, as {cause}: {why}"),
+            Err(e) => format!("{login} could not be ended ({:#}), and {cause}: {why}", anyhow::Error::from(e)),
         };
         report("memory", Outcome::Failed, message, started.elapsed());
     }

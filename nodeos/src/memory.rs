@@ -6,6 +6,9 @@
 //! `Documentation/accounting/psi.rst`), since neither alone says that the node is in trouble: a sliver that struggles with its own limit
 //! stands still too, and memory that is used well is just used. It tells of a shortage, then ends everything in the sliver that holds the
 //! most, and starts the machine over if there is no sliver left to blame.
+//!
+//! It also ends everything in a sliver that holds far more than it may. The kernel holds up who asks for memory beyond a limit, but what
+//! comes in from the network for a sliver's sockets is charged as it comes: a sliver that asks for nothing is not held up.
 
 use std::{
     fs::{self, File},
@@ -14,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use orrery_sliver::Held;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// What wakes the watch: processes that stood still for 150 ms of a second.
@@ -35,6 +39,9 @@ const TELL: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(20);
 /// A sliver that holds less than this part of the memory is not to blame.
 const NOTABLE: u64 = 50;
+/// A sliver that holds this part of its limit beyond it, and this many bytes more, holds far too much.
+const BEYOND: u64 = 4;
+const BEYOND_BYTES: u64 = 16 << 20;
 /// How long the node has to be in trouble, with nobody to blame, before it starts over.
 const LAST_RESORT: Duration = Duration::from_secs(120);
 
@@ -83,8 +90,10 @@ pub enum Verdict {
     Calm,
     /// Tell that memory is tight.
     Tell,
-    /// End everything in this sliver, which holds so many bytes.
-    Stop(String, u64),
+    /// End everything in this sliver, which holds the most.
+    Stop(Held),
+    /// End everything in this sliver, which holds far more than it may.
+    Overdrawn(Held),
     /// Start the machine over.
     Reboot,
 }
@@ -99,8 +108,12 @@ pub struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// Judges a moment, given what each running sliver holds in bytes of memory that cannot just be dropped.
-    pub fn judge(&mut self, now: Instant, memory: &Memory, slivers: &[(String, u64)]) -> Verdict {
+    /// Judges a moment, given what each running sliver holds.
+    pub fn judge(&mut self, now: Instant, memory: &Memory, slivers: &[Held]) -> Verdict {
+        let beyond = |held: &&Held| held.bytes.saturating_sub(held.limit) >= (held.limit / BEYOND).max(BEYOND_BYTES);
+        if let Some(held) = slivers.iter().filter(beyond).max_by_key(|held| held.bytes) {
+            return Verdict::Overdrawn(held.clone());
+        }
         let within = |then: Option<Instant>, span| then.is_some_and(|then| now.duration_since(then) < span);
         if !memory.is_short() {
             self.helpless = None;
@@ -113,11 +126,10 @@ impl MemoryWatch {
         if within(self.stopped, SETTLE) {
             return Verdict::Calm;
         }
-        let biggest = slivers.iter().max_by_key(|(_, held)| *held).filter(|(_, held)| *held >= memory.total / NOTABLE);
-        match biggest {
-            Some((login, held)) => {
+        match slivers.iter().max_by_key(|held| held.bytes).filter(|held| held.bytes >= memory.total / NOTABLE) {
+            Some(held) => {
                 (self.stopped, self.helpless) = (Some(now), None);
-                Verdict::Stop(login.clone(), *held)
+                Verdict::Stop(held.clone())
             }
             None => {
                 let since = *self.helpless.get_or_insert(now);
@@ -192,8 +204,12 @@ mod tests {
         Memory { total: 1000 * MIB, available: available * MIB, some, full }
     }
 
-    fn slivers(all: &[(&str, u64)]) -> Vec<(String, u64)> {
-        all.iter().map(|(login, held)| ((*login).to_owned(), held * MIB)).collect()
+    fn held(login: &str, mib: u64) -> Held {
+        Held { login: login.to_owned(), bytes: mib * MIB, limit: 500 * MIB }
+    }
+
+    fn slivers(all: &[(&str, u64)]) -> Vec<Held> {
+        all.iter().map(|(login, mib)| held(login, *mib)).collect()
     }
 
     #[test]
@@ -204,7 +220,7 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(watch.judge(now, &memory, &slivers(held)), expect, "after {seconds} s");
         };
-        let stop = |login: &str, held: u64| Verdict::Stop(login.to_owned(), held * MIB);
+        let stop = |login: &str, mib: u64| Verdict::Stop(held(login, mib));
         let (two, small) = ([("a", 300), ("b", 400)], [("a", 10), ("b", 19)]);
         // Little is left, and nobody minds; a sliver struggles, and plenty is left.
         check(0, memory(10, 0.0, 0.0), &two, Verdict::Calm);
@@ -225,6 +241,22 @@ mod tests {
         check(322, memory(40, 50.0, 30.0), &[], Verdict::Reboot);
     }
 
+    #[test]
+    fn far_beyond_its_limit() {
+        let mut watch = MemoryWatch::default();
+        let mut check = |held: &[Held], expect: Verdict| {
+            for memory in [memory(900, 0.0, 0.0), memory(10, 99.0, 99.0)] {
+                assert_eq!(watch.judge(Instant::now(), &memory, held), expect);
+            }
+        };
+        let small = Held { login: "small".into(), bytes: 25 * MIB, limit: 8 * MIB };
+        check(&slivers(&[("a", 400), ("b", 625), ("c", 624)]), Verdict::Overdrawn(held("b", 625)));
+        check(&[small.clone(), held("a", 500)], Verdict::Overdrawn(small.clone()));
+        let calm = memory(900, 0.0, 0.0);
+        let near = [held("a", 624), Held { bytes: 23 * MIB, ..small.clone() }, Held { limit: u64::MAX, ..small }];
+        assert_eq!(watch.judge(Instant::now(), &calm, &near), Verdict::Calm);
+    }
+
     proptest! {
         #[test]
         fn it_acts_seldom_and_blames_the_biggest(
@@ -235,7 +267,7 @@ mod tests {
             let (mut stopped, mut told): (Option<u64>, Option<u64>) = (None, None);
             for (second, (available, some, full, held)) in moments.into_iter().enumerate() {
                 let second = second as u64;
-                let names: Vec<_> = held.iter().enumerate().map(|(i, held)| (format!("s{i}"), held * MIB)).collect();
+                let names: Vec<_> = held.iter().enumerate().map(|(i, mib)| super::tests::held(&format!("s{i}"), *mib)).collect();
                 let now = memory(available, some.into(), full.into());
                 match watch.judge(start + Duration::from_secs(second), &now, &names) {
                     Verdict::Calm => {}
@@ -243,9 +275,10 @@ mod tests {
                         prop_assert!(told.is_none_or(|then| second - then >= TELL.as_secs()));
                         told = Some(second);
                     }
-                    Verdict::Stop(_, bytes) => {
+                    Verdict::Overdrawn(held) => prop_assert!(false, "{held:?}"),
+                    Verdict::Stop(most) => {
                         prop_assert!(stopped.is_none_or(|then| second - then >= SETTLE.as_secs()));
-                        prop_assert_eq!(Some(bytes), held.iter().max().map(|most| most * MIB));
+                        prop_assert_eq!(Some(most.bytes), held.iter().max().map(|most| most * MIB));
                         prop_assert!(now.is_short());
                         stopped = Some(second);
                     }

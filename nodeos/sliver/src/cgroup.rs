@@ -257,13 +257,14 @@ impl ControlGroup {
         Some(Activity { processes: self.usage().1.saturating_sub(broker), cpu_microseconds })
     }
 
-    /// Bytes of memory in use that the kernel cannot just drop, if there is the group.
-    pub(crate) fn memory_held(&self) -> Option<u64> {
+    /// Bytes of memory in use that the kernel cannot just drop, and how many there may be, if there is the group.
+    pub(crate) fn memory_held(&self) -> Option<(u64, u64)> {
         let stat = fs::read_to_string(self.path.join("memory.stat")).ok()?;
+        let limit = fs::read_to_string(self.path.join("memory.max")).ok()?;
         let cached =
             stat.lines().filter_map(|line| line.strip_prefix("active_file ").or(line.strip_prefix("inactive_file ")));
         let cached: u64 = cached.filter_map(|bytes| bytes.parse::<u64>().ok()).sum();
-        Some(self.usage().0.saturating_sub(cached))
+        Some((self.usage().0.saturating_sub(cached), limit.trim().parse().unwrap_or(u64::MAX)))
     }
 
     /// Bytes of memory in use, and processes, or zeros when nothing runs.

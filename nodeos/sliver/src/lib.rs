@@ -50,6 +50,7 @@ pub use enter::{EnterRequest, Entered, Pty, Run, Session, Stream};
 pub use error::SliverError;
 pub use internal::internal_main;
 pub use keep::{End, Ended, Kept, Role};
+pub use limits::Held;
 pub use node::prepare_node;
 pub use record::Record;
 pub use slivers::{SliverPaths, Slivers};

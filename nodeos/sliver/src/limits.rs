@@ -18,6 +18,17 @@ use crate::{
 /// goes by full queues alone, which processes that wait for what they wrote never make.
 const SATURATED: &str = "ctrl=user rpct=90 rlat=25000 wpct=90 wlat=25000 min=1 max=10000";
 
+/// The memory that a running sliver holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Whose it is.
+    pub login: String,
+    /// How much, in bytes: without what the kernel can drop as it is on the disk too.
+    pub bytes: u64,
+    /// How much it may be, in bytes.
+    pub limit: u64,
+}
+
 impl Slivers {
     /// Brings a sliver's control group and processes, if there are any, to its limits.
     pub(crate) fn limit_group(&self, record: &Record) -> Result<(), SliverError> {
@@ -48,12 +59,16 @@ impl Slivers {
         if is { Ok(()) } else { fs::write(&path, format!("{enabled} {SATURATED}")).at("writing", &path) }
     }
 
-    /// The memory that each running sliver holds, by login, in bytes: without what the kernel can drop as it is on the disk too.
-    pub fn memory_held(&self) -> Vec<(String, u64)> {
+    /// The memory that each running sliver holds.
+    pub fn memory_held(&self) -> Vec<Held> {
         let groups = fs::read_dir(&self.paths.cgroup).into_iter().flatten().flatten();
         let groups = groups.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         let logins = groups.filter_map(|entry| entry.file_name().into_string().ok());
-        logins.filter_map(|login| Some((login.clone(), self.group(&login).memory_held()?))).collect()
+        let held = |login: String| {
+            let (bytes, limit) = self.group(&login).memory_held()?;
+            Some(Held { login, bytes, limit })
+        };
+        logins.filter_map(held).collect()
     }
 
     /// Makes the CPU weights of all slivers that run what their guarantees need, given those that lately wanted time. To be

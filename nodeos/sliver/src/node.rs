@@ -14,8 +14,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     // connections end at once.
     ("net/ipv4/tcp_max_tw_buckets", "8192"),
     ("net/ipv4/tcp_max_orphans", "8192"),
-    // Connections that nobody has accepted, reset ones among them, and as many that have only begun, of each socket that listens. Nobody is charged for those:
-    // see `ports`.
+    // Connections that nobody has accepted, reset ones among them, and as many that have only begun, of each socket that listens. For the latter nobody
+    // pays: see `ports`.
     ("net/core/somaxconn", "512"),
     // What the kernel says is the node's business.
     ("kernel/dmesg_restrict", "1"),
@@ -39,6 +39,13 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/protected_symlinks", "1"),
 ];
 
+/// What all TCP sockets together may hold, as parts of the node's memory: beyond the second, each gets less; beyond the third, connections are reset,
+/// whoever's they are. So that is far off, and what bounds a sliver is its own limit of memory, which pays for its sockets. By itself
+/// the kernel allows 9 %, which a sliver can take.
+const TCP_PARTS: [u64; 3] = [8, 4, 2];
+/// In what unit the kernel is told, in bytes (Linux: `networking/ip-sysctl.rst`).
+const PAGE: u64 = 4096;
+
 /// Sets the kernel up for slivers and enables the controllers their limits need. A setting this kernel lacks is skipped.
 ///
 /// # Errors
@@ -53,6 +60,10 @@ pub fn prepare_node(cgroup: &Path) -> Result<(), SliverError> {
             result => result.at("setting", &path)?,
         }
     }
+    let memory = rustix::system::sysinfo();
+    let pages = memory.totalram * u64::from(memory.mem_unit) / PAGE;
+    let path = Path::new("/proc/sys/net/ipv4/tcp_mem");
+    fs::write(path, TCP_PARTS.map(|part| (pages / part).to_string()).join(" ")).at("setting", path)?;
     fs::create_dir_all(cgroup).at("making", cgroup)?;
     let controllers = [cgroup.parent().unwrap_or(cgroup), cgroup];
     for directory in controllers {

@@ -3,15 +3,15 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::fs::MetadataExt,
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use orrery_protocol::{Extras, Rspec};
 use orrery_sliver::{Session, SliverPaths, Slivers};
 
@@ -19,7 +19,7 @@ use super::{GROUP, Node};
 
 /// What a sliver may have: sockets, and those of them that listen (`src/ports/mod.rs`).
 const MOST: u32 = 4096;
-const LISTENERS: u32 = 128;
+const LISTENERS: u32 = 256;
 /// What one that listens counts for in a network that a container has.
 const IN_OTHER_NETWORKS: u32 = 8;
 /// How long a queue of connections is (`src/node.rs`): the kernel takes one more.
@@ -63,7 +63,7 @@ const WAYS: &[(&str, &str, u32)] = &[
     ("accepted and bound", "parted($s) && bind($s, $any)", MOST - 1),
     (
         "accepted and connected",
-        "server($M, 8091) && parted($s) && connect($s, at(8091)) && accept(my $m, $M) && push(@m, $m)",
+        "server($M, 8091) && parted($s) && connect($s, at(8091)) && accept($m[@m], $M)",
         MOST - 2,
     ),
     ("accepted and listening", "parted($s) && listen($s, 1)", LISTENERS - 1),
@@ -102,6 +102,17 @@ const RESETS: &str = "server($l, 8083) or die; while (1) { tcp(my $c) or last; \
      connect($c, at(8083)) or last; $n++ } print qq($n $!)";
 /// Listens as often as that is allowed.
 const LISTENING: &str = "while (1) { my $l; tcp($l) && listen($l, 1) or last; push @l, $l } print scalar(@l), qq( $!)";
+
+/// Sends as much as comes through before anybody accepts, closes its ends, and accepts nothing.
+const UNREAD: &str = "server($l, 8086) or die; for (1..500) { my $c; tcp($c) && connect($c, at(8086)) or die qq(connecting: $!); \
+     my $w = syswrite($c, q(x) x 32768); $w == 32768 or die qq(wrote $w: $!) } print qq($$ sent\n); sleep 1000";
+const UNREAD_BYTES: u64 = 500 * 32_768;
+/// Has ever more connections to itself, all full of what nobody reads.
+const FILLED: &str = "server($l, 8087) or die; print qq($$ fills\n); while (1) { my ($s, $c); tcp($c) && connect($c, at(8087)) && accept($s, $l) \
+     or die; push @s, $s, $c; $c->blocking(0); 1 while syswrite($c, q(x) x 65536) }";
+/// What the node sends itself meanwhile, and how long it may wait for any of it.
+const SENT_BYTES: usize = 8 << 20;
+const STALLED: Duration = Duration::from_secs(20);
 
 /// How many programs a node manager has in the kernel.
 const PROGRAMS: u32 = 7;
@@ -158,6 +169,7 @@ pub(crate) fn sockets(node: &Node) -> Result<()> {
     let served = node.said(&hog, &perl(&SERVER.replace("SERVED", &SERVED.to_string())))?;
     ensure!(served.split(' ').next() == Some(&SERVED.to_string()), "a server's connections: {served}");
     backlog(node, &hog, &calm)?;
+    buffers(node, &hog)?;
     shared(node, &hog, &calm)
 }
 
@@ -192,6 +204,49 @@ fn backlog(node: &Node, hog: &str, calm: &str) -> Result<()> {
         ensure!(listening == format!("{most} Too many open files in system"), "listening: {listening}");
     }
     node.slivers.stop(&nesting)?;
+    Ok(())
+}
+
+/// Who listens pays for what comes, and ends at its own limit before others' connections suffer.
+fn buffers(node: &Node, hog: &str) -> Result<()> {
+    let held = || -> Result<u64> {
+        let held = node.slivers.memory_held().into_iter().find(|held| held.login == hog);
+        Ok(held.context("it does not run")?.bytes)
+    };
+    let before = held()?;
+    let unread = Taken::running(node, hog, UNREAD)?;
+    ensure!(unread.says == "sent", "{} {}", unread.process, unread.says);
+    let grown = held()?.saturating_sub(before);
+    println!("    {} KiB that nobody reads, {} KiB more held", UNREAD_BYTES >> 10, grown >> 10);
+    ensure!(grown > UNREAD_BYTES, "the sliver pays for {grown} bytes");
+    unread.end(node, hog)?;
+
+    let filled = Taken::running(node, hog, FILLED)?;
+    let mut transfers = 0;
+    let ended = loop {
+        transfer().with_context(|| format!("after {transfers} that went well"))?;
+        transfers += 1;
+        if let Some(ended) = filled.session.try_wait()? {
+            break ended;
+        }
+    };
+    println!("    {transfers} transfers while a sliver filled its memory with what nobody reads");
+    ensure!(ended.signal() == Some(libc::SIGKILL), "it ended otherwise: {ended}");
+    transfer()
+}
+
+/// The node sends itself something, all of which arrives.
+fn transfer() -> Result<()> {
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = TcpStream::connect(server.local_addr()?)?;
+    let (mut accepted, _) = server.accept()?;
+    accepted.set_read_timeout(Some(STALLED))?;
+    client.set_write_timeout(Some(STALLED))?;
+    let received = thread::spawn(move || io::copy(&mut accepted, &mut io::sink()));
+    client.write_all(&vec![7; SENT_BYTES]).context("sending")?;
+    drop(client);
+    let received = received.join().map_err(|_| anyhow!("receiving panicked"))?.context("receiving")?;
+    ensure!(received == SENT_BYTES as u64, "{received} bytes arrived");
     Ok(())
 }
 

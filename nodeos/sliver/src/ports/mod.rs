@@ -9,8 +9,8 @@
 //! What outlives its socket, connections in TIME-WAIT and those not acknowledged at the end, is bounded for the whole node
 //! (`node.rs`): with that, one sliver never has all of the range.
 //!
-//! A connection that others make to a socket that listens is made by the kernel, which charges it to nobody before somebody accepts it.
-//! Those are bounded by the queue of each such socket (`node.rs`), and by how many of them a sliver has.
+//! A connection that others make to a socket that listens is paid for by its sliver (`packages/linux` has a patch for that too), but not what comes before,
+//! while it has only begun. Those are bounded by the queue of each such socket (`node.rs`), and by how many of them a sliver has.
 
 mod program;
 
@@ -28,9 +28,9 @@ use self::program::{bound, closed, connecting, connection, created};
 
 /// Sockets that one sliver may have, of some 28,000 ports.
 const SOCKETS: u32 = 4096;
-/// Sockets of one sliver that may listen. Each has two queues as long as it says, but not longer than the node allows (`node.rs`): of
-/// connections that have only begun, at some 300 bytes, and of those that wait, at 4 KiB. All of both is 280 MiB of the node's.
-const LISTENERS: u32 = 128;
+/// Sockets of one sliver that may listen. Each has a queue as long as it says, but not longer than the node allows (`node.rs`), of connections that
+/// have only begun, at 300 to 500 bytes. All of them are 60 MiB of the node's.
+const LISTENERS: u32 = 256;
 /// What a socket that listens counts for in a network that a container inside has of its own. The node's setting does not hold there, and a
 /// queue is up to 4,096 connections long, eight times as many.
 const IN_OTHER_NETWORKS: u32 = 8;
