@@ -257,10 +257,11 @@ fn forked(slivers: &Slivers) -> Result<()> {
     let servers = || -> Vec<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
         let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        // First processes of slivers are forks of it, and have another name.
+        // First processes of slivers and sessions, one of which may be about to end, are forks of it, and have other names.
         let is_one = |number: &i32| {
             let read = |name: &str| fs::read(format!("/proc/{number}/{name}")).unwrap_or_default();
-            read("cmdline").split(|byte| *byte == 0).any(|word| word == b"sliver-boot") && read("comm") != b"sliver\n"
+            let other = matches!(read("comm").as_slice(), b"" | b"sliver\n" | b"session\n");
+            !other && read("cmdline").split(|byte| *byte == 0).any(|word| word == b"sliver-boot")
         };
         numbers.filter(is_one).collect()
     };
