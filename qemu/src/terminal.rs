@@ -32,7 +32,11 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    pub(crate) fn start(mut client: Command, size: WindowSize) -> io::Result<Self> {
+    /// Starts a client on a terminal of `size`.
+    ///
+    /// # Errors
+    /// When there is no terminal, or the client can't be run.
+    pub fn start(mut client: Command, size: WindowSize) -> io::Result<Self> {
         // Never this process's own terminal: its ^C would end the harness.
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let window = openpt(flags)?;

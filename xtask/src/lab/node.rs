@@ -207,10 +207,20 @@ impl Node {
     /// # Errors
     /// It is not there in time.
     pub(crate) fn wait_failure(&self, lab: &Lab, class: &str, within: Duration) -> Result<String> {
+        self.wait_failure_saying(lab, class, "", within)
+    }
+
+    /// As [`Node::wait_failure`], with this in its message.
+    ///
+    /// # Errors
+    /// It is not there in time.
+    pub(crate) fn wait_failure_saying(&self, lab: &Lab, class: &str, text: &str, within: Duration) -> Result<String> {
         let mut message = String::new();
-        self.wait_for(within, &format!("a failure of class {class} at central"), || {
-            let found = lab.events(&self.id)?.into_iter().find(|e| e["class"] == class);
-            message = found.as_ref().and_then(|e| e["message"].as_str()).unwrap_or_default().to_string();
+        self.wait_for(within, &format!("a failure of class {class} at central that says {text:?}"), || {
+            let says = |event: &serde_json::Value| event["message"].as_str().unwrap_or_default().to_owned();
+            let mut failures = lab.events(&self.id)?.into_iter().filter(|event| event["class"] == class);
+            let found = failures.find(|event| says(event).contains(text));
+            message = found.as_ref().map(says).unwrap_or_default();
             Ok(found.is_some())
         })?;
         Ok(message)

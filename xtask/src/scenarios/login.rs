@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use orrery_qemu::{
-    free_port,
+    Terminal, WindowSize, free_port,
     ssh::{Output, Ssh, generate_key},
 };
 use serde_json::Value;
@@ -52,7 +52,7 @@ pub(super) fn login(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// `orrery slice exec` and `cp`, which know the node's host key before anybody has logged in.
+/// `orrery slice exec`, `shell` and `cp`, which know the node's host key before anybody has logged in.
 fn by_central(lab: &Lab, node: &Node) -> Result<()> {
     let slice = |verb: &[&str], rest: &[&str]| {
         let mut command = lab.operator_command();
@@ -67,6 +67,14 @@ fn by_central(lab: &Lab, node: &Node) -> Result<()> {
     ensure!(said[0]["stdout"] == "a b" && said[0]["status"] == 0, "orrery slice exec --json: {said}");
     let ended = slice(&["exec"], &["exit 3"]).status().context("running orrery")?;
     ensure!(ended.code() == Some(3), "orrery slice exec does not pass the status on: {ended}");
+    let mut shell = Terminal::start(slice(&["shell"], &[]), WindowSize { rows: 33, columns: 101 })?;
+    // No expectation is in what is typed, which is echoed.
+    shell.send("stty size; echo in-${ORRERY_SLICE}-as-$(id -u)\n")?;
+    shell.console().expect("33 101", COMMAND).context("waiting for the terminal's size in orrery slice shell")?;
+    shell.console().expect("in-demo/hello-as-0", COMMAND).context("waiting for the shell's words")?;
+    shell.send("exit 9\n")?;
+    let ended = shell.wait(COMMAND)?.context("orrery slice shell stays when the shell has ended")?;
+    ensure!(ended.code() == Some(9), "orrery slice shell does not pass the status on: {ended}");
     let (there, back) = (lab.folder.join("there"), lab.folder.join("back"));
     let content: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::write(&there, &content).context("writing a file to copy")?;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Bench, SLIVER, installed};
 use crate::{
-    lab::{Lab, Node, NodeOptions},
+    lab::{Lab, NodeOptions},
     ui,
 };
 
@@ -63,13 +63,13 @@ pub(super) fn overcommit(bench: &Bench<'_>) -> Result<()> {
     lab.add_slice("test/sink", &["n1"], &["mem_limit=32M"])?;
     node.run_when_ready(&lab, "test_sink", "true", SLIVER)?;
     for (login, start, program) in [
-        ("test_sink", "cat > /root/sink; setsid perl /root/sink > /dev/null 2>&1 < /dev/null & true", SINK),
+        ("test_sink", "cat > sink; setsid perl sink > /dev/null 2>&1 < /dev/null & true", SINK),
         ("test_sure", "perl", SOURCE),
     ] {
         let ran = node.ssh(login).run_with_input(start, program, COMMAND).context("running the ssh client")?;
         ensure!(ran.success(), "in {login}: {ran}");
     }
-    let ended = told(&lab, &node, "far more memory than it may")?;
+    let ended = node.wait_failure_saying(&lab, "memory", "far more memory than it may", SHORT)?;
     ensure!(ended.contains("ended all that ran in test_sink"), "the node says {ended}");
 
     lab.add_slice("test/second", &["n1"], &["mem_limit=320M"])?;
@@ -79,26 +79,14 @@ pub(super) fn overcommit(bench: &Bench<'_>) -> Result<()> {
         let started = node.ssh(login).run_with_input(start, HOARD, COMMAND).context("running the ssh client")?;
         ensure!(started.success(), "hoarding in {login}: {started}");
     }
-    let ended = told(&lab, &node, "memory is short")?;
+    let ended = node.wait_failure_saying(&lab, "memory", "memory is short", SHORT)?;
+    ui::say("sliver-overcommit", &ended);
     ensure!(ended.contains("ended all that ran in test_"), "the node says {ended}");
     ensure!(!ended.contains("test_sure"), "the wrong one was blamed: {ended}");
 
     let alive = node.ssh("test_sure").run("echo alive", COMMAND).context("running the ssh client")?;
     ensure!(alive.stdout == "alive\n", "the neighbour does not serve: {alive}");
     Ok(())
-}
-
-/// Waits until the node told central something about its memory that contains this.
-fn told(lab: &Lab, node: &Node, text: &str) -> Result<String> {
-    let mut message = String::new();
-    node.wait_for(SHORT, &format!("{text:?} at central"), || {
-        let events = lab.events(&node.id)?.into_iter().filter(|event| event["class"] == "memory");
-        let found = events.filter_map(|event| event["message"].as_str().map(str::to_owned)).find(|m| m.contains(text));
-        message = found.unwrap_or_default();
-        Ok(!message.is_empty())
-    })?;
-    ui::say("sliver-overcommit", &message);
-    Ok(message)
 }
 
 /// What central knows of a sliver.

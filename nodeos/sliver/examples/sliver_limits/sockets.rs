@@ -152,8 +152,6 @@ const COUNTS: &str = r#"
     print "$programs\n", map { "$_ $counts{$_}\n" } sort { $a <=> $b } keys %counts"#;
 
 pub(crate) fn sockets(node: &Node) -> Result<()> {
-    // The machine's first process gives the loopback interface its address so.
-    fs::write("/sys/class/net/lo/flags", "0x1").context("starting the loopback interface")?;
     let [hog, calm] = [node.start("ports", Rspec::default())?, node.start("portless", Rspec::default())?];
     for (name, way, most) in WAYS {
         // What is not counted any more the second time, was not forgotten.

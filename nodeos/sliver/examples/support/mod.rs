@@ -14,6 +14,8 @@ pub(crate) fn prepare() -> Result<()> {
     let _ = mount("dev", "/dev", "devtmpfs", none, None);
     mount("proc", "/proc", "proc", none, None).context("mounting /proc")?;
     mount("sys", "/sys", "sysfs", none, None).context("mounting /sys")?;
+    // Which gives the interface its address too.
+    fs::write("/sys/class/net/lo/flags", "0x1").context("starting the loopback interface")?;
     mount("run", "/run", "tmpfs", none, None).context("mounting /run")?;
     let options = Some(c"nsdelegate,favordynmods");
     mount("cgroup", "/sys/fs/cgroup", "cgroup2", none, options).context("mounting control groups")?;
