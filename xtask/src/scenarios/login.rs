@@ -36,6 +36,7 @@ pub(super) fn login(bench: &Bench<'_>) -> Result<()> {
     let first = node.run_when_ready(&lab, "demo_hello", "id -u", SLIVER)?;
     ensure!(first.stdout == "0\n", "no root shell in the sliver: {first}");
     let ssh = node.ssh("demo_hello");
+    recorded(&lab, &node)?;
     by_central(&lab, &node)?;
     to_a_target(&ssh)?;
     from_a_listener(&ssh)?;
@@ -50,6 +51,17 @@ pub(super) fn login(bench: &Bench<'_>) -> Result<()> {
     node.wait_for(KEYS, "login by the new key", || Ok(run(&other, &[], "true")?.success()))?;
     ensure!(run(&ssh, &[], "true")?.status.code() == Some(255), "the key that was taken away still opens the sliver");
     Ok(())
+}
+
+/// The node's log at central says whose slice was logged into, and by which key.
+fn recorded(lab: &Lab, node: &Node) -> Result<()> {
+    let told = output(Command::new("ssh-keygen").arg("-lf").arg(lab.user_key().with_extension("pub")))?;
+    let key = told.split_whitespace().find(|word| word.starts_with("SHA256:")).context("ssh-keygen tells no key")?;
+    node.wait_for(EARLY, "login in the node's log", || {
+        let log = output(lab.operator_command().args(["node", "log", "n1"]))?;
+        let login = |line: &str| ["logged in", "demo_hello", key].iter().all(|word| line.contains(word));
+        Ok(log.lines().any(login))
+    })
 }
 
 /// `orrery slice exec`, `shell` and `cp`, which know the node's host key before anybody has logged in.
