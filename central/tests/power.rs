@@ -330,7 +330,9 @@ fn a_central_that_is_killed_in_the_middle_leaves_no_node_without_power() {
     let operation = central.operation(cycle);
     assert_eq!((operation.result, operation.finished), (PowerResult::Unknown, None));
     assert!(operation.note.unwrap().starts_with("central was stopped"));
+    wait_for("asked to turn on once more", || calls(&relay) == ["off", "on", "on"]);
     assert_eq!(fs::read_to_string(relay.with_extension("state")).unwrap(), "off\n");
+    // This fails, too; the next try does not.
     fs::remove_file(relay.with_extension("stuck")).unwrap();
     wait_for("on again", || fs::read_to_string(relay.with_extension("state")).unwrap() == "on\n");
     wait_for("noted", || central.operation(cycle).note.unwrap().ends_with("on again"));

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use orrery_central_api::{PowerAction, PowerAttempt, PowerFailure, PowerOutcome, PowerStateRead, PowerTest};
 use orrery_pcu::{
     Ability, Action, Method, PcuError, Registry,
-    engine::{Attempt, Control, Failure, Outcome, Policy},
+    engine::{Attempt, Control, Failure, Outcome, Policy, Report},
 };
 
 use super::methods::word;
@@ -43,8 +43,12 @@ impl Devices {
             PowerAction::Cycle => Action::Cycle,
             PowerAction::Reset => Action::Reset,
         };
-        let report = self.control.perform(methods, action, &|_| ());
-        Done { outcome: outcome(report.outcome), method: report.method, attempts: attempts(report.attempts) }
+        done(self.control.perform(methods, action, &|_| ()))
+    }
+
+    /// Turns on what an interrupted operation may have left off.
+    pub(super) fn restore(&self, methods: &[Method]) -> Done {
+        done(self.control.restore(methods, &|_| ()))
     }
 
     /// Asks whether there is power.
@@ -65,6 +69,10 @@ impl Devices {
         });
         tested.collect()
     }
+}
+
+fn done(report: Report) -> Done {
+    Done { outcome: outcome(report.outcome), method: report.method, attempts: attempts(report.attempts) }
 }
 
 fn outcome(outcome: Outcome) -> PowerOutcome {

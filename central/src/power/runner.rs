@@ -8,8 +8,9 @@ use std::{
 };
 
 use orrery_central_api::{
-    PowerAction, PowerAttempt, PowerEvent, PowerFailure, PowerOperation, PowerOutcome, PowerResult, PowerTest,
+    PowerAttempt, PowerEvent, PowerFailure, PowerOperation, PowerOutcome, PowerResult, PowerTest,
 };
+use orrery_pcu::Method;
 use serde_json::Value;
 use tokio::{
     sync::{oneshot, watch},
@@ -194,7 +195,8 @@ async fn begin(db: &Database, operation: &PowerOperation) -> rusqlite::Result<Op
 }
 
 async fn operate(db: &Database, power: &Power, operation: &PowerOperation, methods: &[Value]) -> rusqlite::Result<()> {
-    let done = perform(power, methods, operation.action).await;
+    let action = operation.action;
+    let done = perform(power, methods, move |devices, methods| devices.perform(methods, action)).await;
     let PowerOperation { id, node, action, who, reason, .. } = operation;
     let outcome = done.outcome;
     tracing::info!(target: "audit", id, node, action = action.as_str(), who, reason, ?outcome, "power operation");
@@ -210,18 +212,22 @@ async fn resume(db: &Database, power: &Power, operation: &PowerOperation) -> rus
         Ok(if last.first().is_some_and(|last| last.id == id) { power::methods(db, &node)? } else { None })
     });
     let Some(methods) = methods.await? else { return Ok(()) };
-    let done = perform(power, &methods, PowerAction::On).await;
+    let done = perform(power, &methods, |devices, methods| devices.restore(methods)).await;
     db.run(move |db| operations::resumed(db, id, &done)).await
 }
 
-async fn perform(power: &Power, methods: &[Value], action: PowerAction) -> Done {
+async fn perform(
+    power: &Power,
+    methods: &[Value],
+    act: impl FnOnce(&Devices, &[Method]) -> Done + Send + 'static,
+) -> Done {
     let bound = match methods::bind(&power.folder, methods) {
         Ok(bound) if bound.is_empty() => return failed("configuration", "it has no power method any more"),
         Ok(bound) => bound,
         Err(message) => return failed("configuration", &message),
     };
     let devices = power.devices.clone();
-    let done = apart(move || devices.perform(&bound, action)).await;
+    let done = apart(move || act(&devices, &bound)).await;
     done.unwrap_or_else(|| failed("internal", "central failed; its log says why"))
 }
 

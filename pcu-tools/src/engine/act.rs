@@ -101,6 +101,19 @@ impl Act<'_> {
         }
     }
 
+    /// Turns it on, after somebody who cannot be asked.
+    pub(super) fn restore(&mut self) -> Result<Outcome, PcuError> {
+        if !self.can(Ability::On) {
+            return Err(lacks("turning the power on", "cannot turn on"));
+        }
+        if !self.can(Ability::Status) {
+            return self.session.change(Change::On, self.deadline).map(|()| Outcome::Accepted);
+        }
+        let before = self.session.state(self.deadline)?;
+        self.give_back()?;
+        Ok(if before == PowerState::On { Outcome::Already } else { Outcome::Changed })
+    }
+
     fn cycle<'m>(&mut self, method: &'m Method, taken: &Taken<'m>) -> Result<Outcome, PcuError> {
         // Once the power is taken, an interruption ends nothing but the time without.
         let on = Interrupt::default();

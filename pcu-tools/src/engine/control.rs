@@ -126,6 +126,47 @@ impl Control {
         Report { action, outcome, left_off: !taken.left().is_empty(), method, attempts }
     }
 
+    /// Turns on what somebody else's cycle may have left off, by each of `methods`: which of them took the power is not known, and a state
+    /// that says "on" may come from another switch. Like [`Policy::give_back`], it tries again what time or a device's mood may
+    /// change. It fails when no method did it.
+    pub fn restore(&self, methods: &[Method], watch: &dyn Fn(&Step)) -> Report {
+        let deadline = Deadline::after(self.policy.give_back);
+        let (mut done, mut attempts): (Option<(Outcome, String)>, Vec<Attempt>) = (None, Vec::new());
+        let mut left: Vec<&Method> = methods.iter().collect();
+        while !left.is_empty() {
+            left.retain(|method| {
+                let (name, start) = (method.to_string(), Instant::now());
+                watch(&Step::Trying { method: name.clone() });
+                // One that hangs takes the time of no other.
+                let deadline = if methods.len() == 1 { deadline } else { deadline.at_most(self.policy.method) };
+                let result = self.reopen(method, deadline);
+                let result = result.and_then(|mut opened| self.act(&mut opened, deadline, watch).restore());
+                let failure = result.as_ref().err().map(Failure::from);
+                let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                // Of many tries in vain, the last one counts.
+                attempts.retain(|attempt| attempt.method != name);
+                attempts.push(Attempt { method: name.clone(), took_ms, failure: failure.clone() });
+                if let Ok(outcome) = result
+                    && done.as_ref().is_none_or(|(before, _)| *before != Outcome::Changed)
+                {
+                    done = Some((outcome, name.clone()));
+                }
+                let Some(failure) = failure else { return false };
+                let again = may_change(failure.class);
+                watch(&Step::Failed { method: name, failure });
+                again
+            });
+            if deadline.left("waiting for another try").unwrap_or_default() <= self.policy.retry {
+                break;
+            }
+            if !left.is_empty() {
+                thread::sleep(self.policy.retry);
+            }
+        }
+        let (outcome, method) = done.map_or((Outcome::Failed, None), |(outcome, method)| (outcome, Some(method)));
+        Report { action: Action::On, outcome, left_off: false, method, attempts }
+    }
+
     /// Asks the first of `methods` whose driver has `ability` and whose device answers.
     pub fn ask<T>(
         &self,
@@ -214,12 +255,12 @@ impl Control {
         let (start, deadline) = (Instant::now(), Deadline::after(self.policy.give_back));
         watch(&Step::GivingBack { method: method.to_string() });
         loop {
-            let opened = self.wait_turn(method, deadline).and_then(|turn| self.log_in(method, turn, deadline));
-            let result = opened.and_then(|mut opened| self.act(&mut opened, deadline, watch).give_back());
+            let result =
+                self.reopen(method, deadline).and_then(|mut opened| self.act(&mut opened, deadline, watch).give_back());
             let Err(error) = result else { return Ok(()) };
             let mut failure = Failure::from(&error);
             failure.message = format!("turning on again what was turned off: {}", failure.message);
-            let again = failure.class.passes() || failure.class == Class::Refused;
+            let again = may_change(failure.class);
             let left = deadline.left("waiting for another try").unwrap_or_default();
             if !again || left <= self.policy.retry {
                 let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -248,6 +289,12 @@ impl Control {
     fn open(&self, method: &Method, deadline: Deadline) -> Result<Opened<'_>, PcuError> {
         let turn = self.wait_turn(method, deadline)?;
         self.interrupt.check(|| format!("using {method}"))?;
+        self.log_in(method, turn, deadline)
+    }
+
+    /// Like [`Self::open`], for what has to be ended whatever interrupts it.
+    fn reopen(&self, method: &Method, deadline: Deadline) -> Result<Opened<'_>, PcuError> {
+        let turn = self.wait_turn(method, deadline)?;
         self.log_in(method, turn, deadline)
     }
 
@@ -292,6 +339,11 @@ impl Drop for Turn<'_> {
         busy.retain(|device| !self.devices.contains(device));
         self.control.freed.notify_all();
     }
+}
+
+/// Whether time, or a device's mood, may change it.
+fn may_change(class: Class) -> bool {
+    class.passes() || class == Class::Refused
 }
 
 /// The outlets of a method: its own, and those of the machine's other power supplies.
@@ -341,6 +393,12 @@ mod tests {
         let run = ["sh".to_owned(), base.display().to_string()];
         method.options.insert("run".into(), toml::Value::Array(run.map(toml::Value::String).to_vec()));
         method
+    }
+
+    /// A relay that turns on at the call with this number only.
+    fn moody(folder: &Path, name: &str, works: usize, state: &str) -> Method {
+        let refuse = format!(r#"if [ $1 = on ] && [ $(grep -c on "$0.calls") -lt {works} ]; then exit 1; fi; case"#);
+        device(folder, name, &RELAY.replacen("case", &refuse, 1), state)
     }
 
     fn calls(folder: &Path, name: &str) -> Vec<String> {
@@ -505,11 +563,7 @@ mod tests {
     #[test]
     fn what_a_failed_cycle_turned_off_is_turned_on_again() {
         let folder = tempfile::tempdir().unwrap();
-        // Turns on at the call with this number only.
-        let moody = |name: &str, works: usize| {
-            let refuse = format!(r#"if [ $1 = on ] && [ $(grep -c on "$0.calls") -lt {works} ]; then exit 1; fi; "#);
-            device(folder.path(), name, &RELAY.replacen("case", &(refuse + "case"), 1), "on")
-        };
+        let moody = |name: &str, works: usize| moody(folder.path(), name, works, "on");
         let state = |name: &str| fs::read_to_string(folder.path().join(format!("{name}.state"))).unwrap();
         let perform = |methods: &[Method]| control().perform(methods, Action::Cycle, &|_| ());
 
@@ -536,6 +590,28 @@ mod tests {
         assert_eq!((report.outcome, report.left_off), (Outcome::Failed, true), "{report:?}");
         let failure = report.failure().unwrap();
         assert!(failure.message.starts_with("turning on again what was turned off: "), "{failure:?}");
+    }
+
+    #[test]
+    fn what_somebody_else_left_off_is_turned_on_by_each_method() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = |name: &str| fs::read_to_string(folder.path().join(format!("{name}.state"))).unwrap();
+        let restore = |methods: &[Method]| control().restore(methods, &|_| ());
+
+        let mut fed = device(folder.path(), "a", RELAY, "on");
+        fed.feeds.push(device(folder.path(), "b", RELAY, "off"));
+        let methods = [moody(folder.path(), "moody", 2, "off"), Method::new("manual", "rack 4"), fed];
+        let report = restore(&methods);
+        assert_eq!((report.outcome, report.method.as_deref()), (Outcome::Changed, Some("command moody")), "{report:?}");
+        assert_eq!((calls(folder.path(), "moody"), state("moody").trim()), (vec!["on".into(), "on".into()], "on"));
+        assert_eq!((report.attempts.len(), state("b").trim()), (3, "on"), "{report:?}");
+        assert_eq!(restore(&methods[2..]).outcome, Outcome::Already);
+        // A device that hangs keeps no other from it.
+        let hangs = device(folder.path(), "hangs", "sleep 60", "");
+        let report = restore(&[hangs, device(folder.path(), "relay", RELAY, "off")]);
+        assert_eq!((report.outcome, state("relay").trim()), (Outcome::Changed, "on"), "{report:?}");
+        let report = restore(&methods[1..2]);
+        assert_eq!((report.outcome, report.failure().unwrap().class), (Outcome::Failed, Class::Human));
     }
 
     #[test]
