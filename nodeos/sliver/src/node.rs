@@ -39,10 +39,10 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/protected_symlinks", "1"),
 ];
 
-/// What all TCP sockets together may hold, as parts of the node's memory: beyond the second, each gets less; beyond the third, connections are reset,
-/// whoever's they are. So that is far off, and what bounds a sliver is its own limit of memory, which pays for its sockets. By itself
-/// the kernel allows 9 %, which a sliver can take.
-const TCP_PARTS: [u64; 3] = [8, 4, 2];
+/// What all sockets of a kind together may hold, as parts of the node's memory: beyond the last, connections are reset and datagrams
+/// dropped, whoever's they are. So that is far off, and what bounds a sliver is its own limit of memory, which pays for its
+/// sockets. By itself the kernel allows 9 %, which a sliver can take. Beyond the first, a socket for datagrams holds a single one.
+const SOCKET_PARTS: [(&str, [u64; 3]); 2] = [("tcp_mem", [8, 4, 2]), ("udp_mem", [2, 2, 2])];
 /// In what unit the kernel is told, in bytes (Linux: `networking/ip-sysctl.rst`).
 const PAGE: u64 = 4096;
 
@@ -62,8 +62,11 @@ pub fn prepare_node(cgroup: &Path) -> Result<(), SliverError> {
     }
     let memory = rustix::system::sysinfo();
     let pages = memory.totalram * u64::from(memory.mem_unit) / PAGE;
-    let path = Path::new("/proc/sys/net/ipv4/tcp_mem");
-    fs::write(path, TCP_PARTS.map(|part| (pages / part).to_string()).join(" ")).at("setting", path)?;
+    for (name, parts) in SOCKET_PARTS {
+        let path = Path::new("/proc/sys/net/ipv4").join(name);
+        let parts = parts.map(|part| (pages / part).to_string());
+        fs::write(&path, parts.join(" ")).at("setting", &path)?;
+    }
     fs::create_dir_all(cgroup).at("making", cgroup)?;
     let controllers = [cgroup.parent().unwrap_or(cgroup), cgroup];
     for directory in controllers {

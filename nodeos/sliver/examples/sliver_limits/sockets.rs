@@ -110,8 +110,12 @@ const UNREAD_BYTES: u64 = 500 * 32_768;
 /// Has ever more connections to itself, all full of what nobody reads.
 const FILLED: &str = "server($l, 8087) or die; print qq($$ fills\n); while (1) { my ($s, $c); tcp($c) && connect($c, at(8087)) && accept($s, $l) \
      or die; push @s, $s, $c; $c->blocking(0); 1 while syswrite($c, q(x) x 65536) }";
+/// Has ever more sockets, all full of datagrams that nobody reads.
+const DATAGRAMS: &str = "print qq($$ fills\n); while (1) { my $s; socket($s, AF_INET, SOCK_DGRAM, 0) && bind($s, at(0)) && connect($s, getsockname($s)) \
+     or die; push @s, $s; syswrite($s, q(x) x 32000) or die for (1..6) }";
 /// What the node sends itself meanwhile, and how long it may wait for any of it.
 const SENT_BYTES: usize = 8 << 20;
+const SENT_DATAGRAMS: usize = 64;
 const STALLED: Duration = Duration::from_secs(20);
 
 /// How many programs a node manager has in the kernel.
@@ -219,18 +223,38 @@ fn buffers(node: &Node, hog: &str) -> Result<()> {
     ensure!(grown > UNREAD_BYTES, "the sliver pays for {grown} bytes");
     unread.end(node, hog)?;
 
-    let filled = Taken::running(node, hog, FILLED)?;
-    let mut transfers = 0;
-    let ended = loop {
-        transfer().with_context(|| format!("after {transfers} that went well"))?;
-        transfers += 1;
-        if let Some(ended) = filled.session.try_wait()? {
-            break ended;
-        }
-    };
-    println!("    {transfers} transfers while a sliver filled its memory with what nobody reads");
-    ensure!(ended.signal() == Some(libc::SIGKILL), "it ended otherwise: {ended}");
-    transfer()
+    for (what, fills, sends) in
+        [("transfers", FILLED, transfer as fn() -> _), ("bursts of datagrams", DATAGRAMS, burst)]
+    {
+        let filled = Taken::running(node, hog, fills)?;
+        let mut sent = 0;
+        let ended = loop {
+            sends().with_context(|| format!("after {sent} {what} that went well"))?;
+            sent += 1;
+            if let Some(ended) = filled.session.try_wait()? {
+                break ended;
+            }
+        };
+        println!("    {sent} {what} while a sliver filled its memory with what nobody reads");
+        ensure!(ended.signal() == Some(libc::SIGKILL), "it ended otherwise: {ended}");
+        sends()?;
+    }
+    Ok(())
+}
+
+/// The node sends itself datagrams before it reads any, and all arrive.
+fn burst() -> Result<()> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(STALLED))?;
+    socket.connect(socket.local_addr()?)?;
+    for _ in 0..SENT_DATAGRAMS {
+        socket.send(&[7; 1024]).context("sending a datagram")?;
+    }
+    let mut datagram = [0; 2048];
+    for received in 0..SENT_DATAGRAMS {
+        socket.recv(&mut datagram).with_context(|| format!("{received} datagrams of {SENT_DATAGRAMS} arrived"))?;
+    }
+    Ok(())
 }
 
 /// The node sends itself something, all of which arrives.
