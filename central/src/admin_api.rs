@@ -8,7 +8,7 @@ use axum::{
 };
 use orrery_central_api::{
     BootStateChange, NewNode, NodeDetail, NodeSummary, ReleaseRecord, ScriptRecord, SliceRecord, SliceSpec,
-    StoredEvent, checked_groups, peek,
+    SliverRecord, StoredEvent, checked_groups, peek,
 };
 use orrery_protocol::{ArtifactRef, BootScript, PayloadType, ReleaseArtifact, ReleaseManifest, SliceName, is_node_id};
 use serde::Deserialize;
@@ -126,6 +126,17 @@ pub(crate) async fn get_slice(
     found.map(Answer).ok_or_else(|| ApiError::not_found(format_args!("slice {slice}")))
 }
 
+pub(crate) async fn slivers(
+    State(app): Shared,
+    _: Operator,
+    Path((authority, name)): Path<(String, String)>,
+) -> Result<Answer<Vec<SliverRecord>>> {
+    let slice: SliceName = parse(&format!("{authority}/{name}"))?;
+    let asked = slice.clone();
+    let found = app.db.run(move |db| slices::slivers(db, &asked)).await?;
+    found.map(Answer).ok_or_else(|| ApiError::not_found(format_args!("slice {slice}")))
+}
+
 pub(crate) async fn put_slice(
     State(app): Shared,
     _: Operator,
@@ -144,6 +155,10 @@ pub(crate) async fn put_slice(
     let image = spec.image.clone();
     match app.db.run(move |db| slices::put(db, &slice, &spec)).await? {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(Unresolved::Changed) => {
+            let message = "the slice is not what it was any more: somebody else changed, made or removed it";
+            Err(ApiError::conflict("changed", message.to_owned()))
+        }
         Err(Unresolved::Image) => {
             let message = format!("no published release has a reference image {image:?}; publish one first");
             Err(ApiError::conflict("no-image", message))

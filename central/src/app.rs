@@ -81,6 +81,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/slices", get(admin_api::list_slices))
         .route("/v1/slices/{authority}/{name}", get(admin_api::get_slice).put(admin_api::put_slice))
         .route("/v1/slices/{authority}/{name}", delete(admin_api::remove_slice))
+        .route("/v1/slices/{authority}/{name}/slivers", get(admin_api::slivers))
         .route("/v1/slices/{authority}/{name}/suspension", put(life_api::suspend).delete(life_api::resume))
         .route("/v1/slices/{authority}/{name}/admin", put(life_api::set_admin))
         .route("/v1/slices/{authority}/{name}/reset", post(life_api::reset))

@@ -34,6 +34,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("db/schema-3.sql"),
     include_str!("db/schema-4.sql"),
     include_str!("db/schema-5.sql"),
+    include_str!("db/schema-6.sql"),
 ];
 
 /// Larger databases are not read through at every start.

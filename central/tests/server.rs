@@ -11,17 +11,18 @@ use axum::http::Method;
 use orrery_central::{InitOptions, ServeError, Server, change_hosts, init, operators};
 use orrery_central_api::{
     BootStateChange, EnrolmentRecord, EnrolmentStanding, GroupChange, KeyRecord, LogRecord, NewEnrolment, NewKey,
-    NewNode, NodeDetail, OnceRecord, RebootAsked, ReleaseRecord, RootRecord, ScriptRecord, SliceSpec, StartOver,
-    StartOverAsked, StoredEvent, Suspension, TokenUse, token_digest,
+    NewNode, NodeDetail, OnceRecord, RebootAsked, ReleaseRecord, RootRecord, ScriptRecord, SliceRecord, SliceSpec,
+    SliverRecord, StartOver, StartOverAsked, StoredEvent, Suspension, TokenUse, token_digest,
 };
 use orrery_protocol::{
     Admin, ArtifactRef, ArtifactRole, BootScript, BootState, Capability, Digest, EnrolRequest, Enrolled, Event,
     EventBatch, Facts, Life, Listing, LogBatch, MAX_INITSCRIPT, MinimumHardware, NodeStatus, Outcome, PayloadType,
-    ReleaseArtifact, ReleaseManifest, Root, Rspec, RunLevel, ScriptKind, SigningKey, SliverState, SliverStatus,
-    Startup, TrustRoot, TrustUpdate, View, WantedState, sign,
+    ReleaseArtifact, ReleaseManifest, Root, Rspec, RunLevel, ScriptKind, SigningKey, SliverSpec, SliverState,
+    SliverStatus, Startup, TrustRoot, TrustUpdate, View, WantedState, sign,
 };
 use orrery_transport::{Client, Identity, Resolver, TransportError};
 use rcgen::KeyPair;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 const LIMIT: u64 = 2 << 20;
@@ -327,6 +328,7 @@ fn slices_become_the_wanted_state() {
     let node = central.node("n1", BootState::Boot);
     assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap(), WantedState::default());
     let spec = SliceSpec {
+        version: None,
         keys: vec![SSH_KEY.to_owned()],
         rspec: Rspec { mem_limit: 64 << 20, ..Rspec::default() },
         image: "debian".to_owned(),
@@ -374,7 +376,9 @@ fn slices_become_the_wanted_state() {
         let path = format!("/v1/slices/{slice}/suspension");
         central.operator.send(Method::PUT, &path, &Suspension { reason: reason.to_owned() })
     };
-    assert_eq!(life(), Life::default());
+    let birth = life().birth;
+    assert_eq!(life(), Life { birth, ..Life::default() });
+    assert_ne!(birth, 0);
     refused(suspend("demo/two", "abuse"), (404, "not-found"));
     refused(suspend("demo/one", "a\u{1b}[2J"), (400, "bad-request"));
     suspend("demo/one", "abuse").unwrap();
@@ -392,7 +396,7 @@ fn slices_become_the_wanted_state() {
     let restart = over("demo/one", "restart", &[]).unwrap().number;
     // Another change of the slice keeps all that.
     put(|s| s.rspec.cpu_share = 7).unwrap();
-    assert_eq!(life(), Life { suspended: Some("abuse".to_owned()), reset: second, restart });
+    assert_eq!(life(), Life { birth, suspended: Some("abuse".to_owned()), reset: second, restart });
     central.operator.call(Method::DELETE, "/v1/slices/demo/one/suspension").unwrap();
     assert_eq!(life().suspended, None);
 
@@ -410,7 +414,24 @@ fn slices_become_the_wanted_state() {
     central.operator.send(Method::PUT, "/v1/slices/demo/one/admin", &Admin::default()).unwrap();
     assert!(rights().is_none());
 
-    central.operator.call(Method::DELETE, "/v1/slices/demo/one").unwrap();
+    // Whoever changed what is not there any more is told, and whoever wanted to make what there is.
+    let read = || central.operator.get::<SliceRecord>("/v1/slices/demo/one").unwrap().spec;
+    let before = read();
+    let save = |spec: &SliceSpec| central.operator.send(Method::PUT, "/v1/slices/demo/one", spec);
+    save(&SliceSpec { nodes: Vec::new(), ..before.clone() }).unwrap();
+    refused(save(&before), (409, "changed"));
+    assert_eq!(read().nodes, [""; 0]);
+    refused(save(&SliceSpec { version: Some(0), ..before.clone() }), (409, "changed"));
+
+    // A sliver that is made anew is another one, as is one of another slice of that name.
+    let births = [read(), SliceSpec { version: Some(0), ..before }].map(|spec| {
+        save(&SliceSpec { nodes: vec!["n1".to_owned()], ..spec }).unwrap();
+        let birth = life().birth;
+        central.operator.call(Method::DELETE, "/v1/slices/demo/one").unwrap();
+        birth
+    });
+    assert!(births[0] != birth && births[1] != birth && births[0] != births[1], "{birth} {births:?}");
+
     assert_eq!(node.get::<WantedState>("/v1/node/wanted").unwrap(), WantedState::default());
     central.operator.call(Method::DELETE, "/v1/nodes/n1").unwrap();
     refused(node.get::<WantedState>("/v1/node/wanted"), (403, "unknown-node"));
@@ -771,17 +792,76 @@ fn an_image_that_a_sliver_runs_on_is_kept() {
         central.operator.put_bytes(&format!("/v1/artifacts/{}", Digest::of(b"old")), b"old").unwrap();
     let path = format!("/v1/artifacts/{}", image.sha256);
     let status = |slivers| NodeStatus { slivers, ..status_of_nothing() };
-    let sliver = SliverStatus {
-        slice: "demo/one".parse().unwrap(),
-        state: SliverState::Ready,
-        image: image.sha256,
-        error: None,
-    };
+    let sliver = ready(image.sha256);
     node.send(Method::POST, "/v1/node/status", &status(vec![sliver])).unwrap();
     refused(central.operator.call(Method::DELETE, &path), (409, "in-use"));
     node.send(Method::POST, "/v1/node/status", &status(Vec::new())).unwrap();
     central.operator.call(Method::DELETE, &path).unwrap();
     refused(central.operator.call(Method::DELETE, &path), (404, "not-found"));
+}
+
+fn ready(image: Digest) -> SliverStatus {
+    let slice = "demo/one".parse().unwrap();
+    SliverStatus { slice, birth: 0, version: 0, settled: true, state: SliverState::Ready, image, error: None }
+}
+
+#[test]
+fn a_slice_shows_how_its_slivers_are() {
+    let central = Central::start();
+    let node = central.node("n1", BootState::Boot);
+    central.release();
+    let path = "/v1/slices/demo/one";
+    let slivers = || central.operator.get::<Vec<SliverRecord>>(&format!("{path}/slivers"));
+    refused(slivers(), (404, "not-found"));
+    let spec = SliceSpec {
+        version: Some(0),
+        keys: vec![SSH_KEY.to_owned()],
+        rspec: Rspec::default(),
+        image: "debian".to_owned(),
+        nodes: vec!["n1".to_owned()],
+        startup: Startup::default(),
+    };
+    central.operator.send(Method::PUT, path, &spec).unwrap();
+    let image = Digest::of(b"image");
+    let tell = |change: &dyn Fn(&mut SliverStatus, &SliverSpec)| {
+        let wanted: WantedState = node.get("/v1/node/wanted").unwrap();
+        let mut sliver = ready(image);
+        change(&mut sliver, &wanted.slivers[0]);
+        let status = NodeStatus { slivers: vec![sliver], ..status_of_nothing() };
+        node.send(Method::POST, "/v1/node/status", &status).unwrap();
+        let [record] = slivers().unwrap().try_into().unwrap();
+        (record.state, record.told, record.settled, record.error)
+    };
+    let [record] = slivers().unwrap().try_into().unwrap();
+    assert_eq!((record.node.as_str(), record.state, record.told, record.settled), ("n1", None, false, false));
+    // Of the one before, of the slice before, not yet, and all of it.
+    assert_eq!(tell(&|_, _| ()), (None, false, false, None));
+    let ready = Some(SliverState::Ready);
+    assert_eq!(tell(&|sliver, spec| sliver.birth = spec.life.birth), (ready, false, false, None));
+    let now = |sliver: &mut SliverStatus, spec: &SliverSpec| {
+        (sliver.birth, sliver.version) = (spec.life.birth, spec.version);
+    };
+    let why = Some("no".to_owned());
+    let refuse = |sliver: &mut SliverStatus, spec: &SliverSpec| {
+        now(sliver, spec);
+        (sliver.settled, sliver.error) = (false, Some("no".to_owned()));
+    };
+    assert_eq!(tell(&refuse), (ready, true, false, why));
+    assert_eq!(tell(&now), (ready, true, true, None));
+    // Whatever is asked of it is a change that is to be told of.
+    let start_over = StartOver { nodes: Vec::new() };
+    let asks: [(Method, &str, Value); 4] = [
+        (Method::PUT, "suspension", json!({ "reason": "late" })),
+        (Method::PUT, "admin", json!({ "views": ["processes"] })),
+        (Method::POST, "reset", json!(start_over)),
+        (Method::POST, "restart", json!(start_over)),
+    ];
+    for (method, what, body) in asks {
+        assert_eq!(tell(&now), (ready, true, true, None));
+        central.operator.send(method, &format!("{path}/{what}"), &body).unwrap();
+        let [record] = slivers().unwrap().try_into().unwrap();
+        assert!(!record.told && !record.settled, "{what}: {record:?}");
+    }
 }
 
 fn status_of_nothing() -> NodeStatus {

@@ -80,6 +80,8 @@ pub fn plan(wanted: &WantedState, existing: &[Existing], capacity: &Capacity) ->
         create.remove(&sliver.slice);
         match wanted.get(&sliver.slice) {
             None => destroy.push(Action::Destroy(sliver.slice.clone())),
+            // Another one, which may be somebody else's. It is made once this is gone.
+            Some(spec) if spec.life.is_of_another(&sliver.life) => destroy.push(Action::Destroy(sliver.slice.clone())),
             Some(spec) => {
                 let mut may = || !refused.contains_key(&spec.slice) && fits(sliver.rspec.cpu_pct, spec.rspec.cpu_pct);
                 update.extend(next(spec, sliver, &mut may));
@@ -123,6 +125,7 @@ pub(crate) mod tests {
     pub(crate) fn spec(name: &str, image: u8, cpu_share: u32) -> SliverSpec {
         SliverSpec {
             slice: format!("demo/{name}").parse().unwrap(),
+            version: 0,
             keys: Vec::new(),
             image: ImageRef {
                 name: "debian".to_owned(),
@@ -148,7 +151,7 @@ pub(crate) mod tests {
     }
 
     fn alive(mut spec: SliverSpec, suspended: Option<&str>, reset: u64, restart: u64) -> SliverSpec {
-        spec.life = Life { suspended: suspended.map(str::to_owned), reset, restart };
+        spec.life = Life { suspended: suspended.map(str::to_owned), birth: 0, reset, restart };
         spec
     }
 
@@ -181,6 +184,16 @@ pub(crate) mod tests {
         check(from_ref(&a), from_ref(&a), &[]);
         check(&[], from_ref(&a), &["destroy a"]);
         check(&[b.clone(), spec("c", 1, 7)], &[a.clone(), spec("c", 1, 8)], &["destroy a", "update c 7", "create b"]);
+        // A sliver of a slice that had the name before is nobody's any more; what is not known costs nobody anything.
+        let born = |birth| {
+            let mut spec = b.clone();
+            spec.life.birth = birth;
+            spec
+        };
+        check(&[born(2)], &[born(1)], &["destroy b"]);
+        for (wanted, there) in [(1, 1), (0, 1), (1, 0)] {
+            check(&[born(wanted)], &[born(there)], &[]);
+        }
         // Another image does not cost a sliver its data.
         check(&[spec("a", 2, 100)], from_ref(&a), &[]);
         // Limits that cannot be.

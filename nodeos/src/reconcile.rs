@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use orrery_protocol::{Admin, Outcome, SliceName, SliverSpec, SliverState, SliverStatus, WantedState};
+use orrery_protocol::{Admin, Life, Outcome, SliceName, SliverSpec, SliverState, SliverStatus, WantedState};
 
 use crate::{
     accounts::{Account, AccountTable},
@@ -131,12 +131,14 @@ impl<H: Host> Reconciler<H> {
     /// How every wanted sliver is.
     pub fn status(&self, wanted: &WantedState) -> Vec<SliverStatus> {
         let existing = self.host.list().unwrap_or_default();
-        let refused = refusals(wanted, &existing, &self.host.capacity());
+        let capacity = self.host.capacity();
+        let refused = refusals(wanted, &existing, &capacity);
+        let actions = plan(wanted, &existing, &capacity);
         let existing: BTreeMap<_, _> = existing.into_iter().map(|sliver| (sliver.slice.clone(), sliver)).collect();
         let status = |spec: &SliverSpec| {
             let failure = self.failures.get(&spec.slice).map(|failure| failure.message.clone());
             let refused = refused.get(&spec.slice).map(|refusal| refusal.to_string());
-            let sliver = existing.get(&spec.slice);
+            let sliver = existing.get(&spec.slice).filter(|sliver| !spec.life.is_of_another(&sliver.life));
             let state = match (sliver, &failure, &refused) {
                 (Some(sliver), ..) if sliver.life.suspended.is_some() => SliverState::Suspended,
                 (Some(_), ..) => SliverState::Ready,
@@ -144,7 +146,10 @@ impl<H: Host> Reconciler<H> {
                 (None, ..) => SliverState::Failed,
             };
             let image = sliver.map_or(spec.image.content.sha256, |sliver| sliver.image);
-            SliverStatus { slice: spec.slice.clone(), state, image, error: failure.or(refused) }
+            let settled = refused.is_none() && actions.iter().all(|action| *action.slice() != spec.slice);
+            let SliverSpec { slice, version, life: Life { birth, .. }, .. } = spec;
+            let (slice, error) = (slice.clone(), failure.or(refused));
+            SliverStatus { slice, birth: *birth, version: *version, settled, state, image, error }
         };
         wanted.slivers.iter().map(status).collect()
     }
@@ -182,7 +187,8 @@ impl<H: Host> Reconciler<H> {
 pub fn accounts(wanted: &WantedState, status: &[SliverStatus]) -> AccountTable {
     let status: BTreeMap<_, _> = status.iter().map(|status| (&status.slice, status)).collect();
     let account = |spec: &SliverSpec| {
-        let status = status.get(&spec.slice);
+        // It may be of a sliver that is about to be destroyed.
+        let status = status.get(&spec.slice).filter(|status| status.birth == spec.life.birth);
         let state = status.map_or(SliverState::Creating, |status| status.state);
         let (state, error) = match (&spec.life.suspended, state) {
             (Some(reason), _) => (SliverState::Suspended, Some(reason.clone())),
@@ -372,6 +378,33 @@ mod tests {
         assert_eq!((status[0].state, status[1].state), (SliverState::Ready, SliverState::Ready));
         assert!(status[0].error.as_deref().is_some_and(|e| e.contains("has 0 % left")), "{status:?}");
         assert_eq!(simulator.slivers.borrow()[&a.slice].rspec.cpu_pct, 50);
+    }
+
+    #[test]
+    fn nobody_gets_into_a_sliver_of_those_before() {
+        let simulator = Simulator::default();
+        let born = |birth| {
+            let mut spec = spec("a", 1, 100);
+            spec.life.birth = birth;
+            spec
+        };
+        simulator.slivers.borrow_mut().insert(born(1).slice, existing(&born(1)));
+        let mut reconciler = Reconciler::new(&simulator);
+        let (before, after) = (wanted(&[born(1)]), wanted(&[born(2)]));
+        let (now, old) = (Instant::now(), reconciler.status(&before));
+        let state = |status: &[SliverStatus]| accounts(&after, status).accounts["demo_a"].state;
+        assert_eq!((old[0].state, old[0].settled), (SliverState::Ready, true));
+        // What was last known of the sliver counts no more than what is now.
+        assert_eq!(state(&old), SliverState::Creating);
+        assert_eq!(state(&reconciler.status(&after)), SliverState::Creating);
+        assert_eq!(reconciler.step(&after, now), Progress::Worked);
+        assert_eq!(state(&reconciler.status(&after)), SliverState::Creating);
+        assert_eq!(reconciler.step(&after, now), Progress::Worked);
+        assert_eq!(
+            (state(&reconciler.status(&after)), reconciler.status(&after)[0].settled),
+            (SliverState::Ready, true)
+        );
+        assert_eq!(*simulator.said.borrow(), ["demo/a destroyed", "demo/a created"]);
     }
 
     #[test]

@@ -5,15 +5,17 @@ mod copy;
 mod exec;
 mod layer;
 mod logs;
+mod slivers;
 mod startup;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use orrery_central_api::{SliceRecord, SliceSpec, StartOver, StartOverAsked, Suspension};
+use orrery_central_api::{SliceRecord, SliceSpec, SliverRecord, StartOver, StartOverAsked, Suspension};
 use orrery_protocol::{Admin, Capability, Rspec, SliceName, Startup, View};
-use orrery_transport::TransportError;
+use orrery_transport::{Client, TransportError};
+use serde::Serialize;
 use serde_json::json;
 use ureq::http::Method;
 
@@ -25,6 +27,11 @@ use crate::{
     slice::startup::StartupOptions,
     units::{clean, table},
 };
+
+/// How central refuses a change of what there is no more.
+const CHANGED: &str = "changed";
+/// How often a change is tried while others keep changing the same slice.
+const TRIES: u32 = 10;
 
 #[derive(Subcommand)]
 pub(crate) enum Slice {
@@ -144,9 +151,11 @@ pub(crate) enum Slice {
     Import(layer::Sliver),
     /// Make a sliver what another one is, of the same image, here or on another node.
     Clone(layer::Clone),
+    /// Wait until a slice's slivers are as the slice is to be: made, and with all changes in force. Fails at once if one cannot become so.
+    Wait(slivers::Wait),
     /// List all slices.
     List,
-    /// Show a slice.
+    /// Show a slice, and how its slivers are.
     Show {
         /// Its name.
         slice: SliceName,
@@ -160,69 +169,78 @@ pub(crate) enum Slice {
 
 pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
     let client = context.client()?;
-    let get = |slice: &SliceName| client.get::<SliceRecord>(&path(slice));
-    let put = |slice: SliceName, spec: SliceSpec| {
-        spec.rspec.check()?;
-        client.send(Method::PUT, &path(&slice), &spec)?;
-        context.print(&get(&slice)?, show)
-    };
     let start_over = |slice: &SliceName, how: &str, nodes| {
         let which = StartOver { nodes };
         let asked: StartOverAsked = client.exchange(Method::POST, &format!("{}/{how}", path(slice)), &which)?;
         let number = asked.number;
-        context
-            .print(&asked, |_| format!("asked for {how} {number} of {slice}: within half a minute where a node is up"))
+        context.print(&asked, |_| {
+            format!(
+                "asked for {how} {number} of {slice}: within half a minute where a node is up (`orrery slice wait {slice}`)"
+            )
+        })
     };
     match command {
         Slice::Add { slice, keys, rspec: limits, extras, image, nodes, startup: options } => {
-            match get(&slice) {
-                Err(TransportError::Refused { status: 404, .. }) => {}
-                Err(e) => return Err(e.into()),
-                Ok(_) => bail!("slice {slice} exists already: change it with `orrery slice set` or `assign`"),
-            }
             let mut rspec = Rspec::default();
             limits.iter().try_for_each(|limits| limits.apply(&mut rspec))?;
             extras.apply(&mut rspec.extras);
             let mut startup = Startup::default();
             options.apply(&mut startup)?;
-            put(slice, SliceSpec { keys: files::ssh_keys(&keys)?, rspec, image, nodes, startup })
+            rspec.check()?;
+            let spec = SliceSpec { version: Some(0), keys: files::ssh_keys(&keys)?, rspec, image, nodes, startup };
+            match client.send(Method::PUT, &path(&slice), &spec) {
+                Err(TransportError::Refused { class, .. }) if class == CHANGED => {
+                    bail!("slice {slice} exists already: change it with `orrery slice set` or `assign`")
+                }
+                result => result?,
+            }
+            show(context, &client, &slice)
         }
         Slice::Set { slice, keys, rspec: limits, extras, image, startup: options } => {
-            let mut spec = get(&slice)?.spec;
-            limits.iter().try_for_each(|limits| limits.apply(&mut spec.rspec))?;
-            extras.apply(&mut spec.rspec.extras);
-            spec.image = image.unwrap_or(spec.image);
-            options.apply(&mut spec.startup)?;
-            if !keys.is_empty() {
-                spec.keys = files::ssh_keys(&keys)?;
-            }
-            put(slice, spec)
+            let keys = files::ssh_keys(&keys)?;
+            change(&client, &slice, |spec| {
+                limits.iter().try_for_each(|limits| limits.apply(&mut spec.rspec))?;
+                extras.apply(&mut spec.rspec.extras);
+                if let Some(image) = &image {
+                    spec.image.clone_from(image);
+                }
+                options.apply(&mut spec.startup)?;
+                if !keys.is_empty() {
+                    spec.keys.clone_from(&keys);
+                }
+                Ok(spec.rspec.check()?)
+            })?;
+            show(context, &client, &slice)
         }
         Slice::Assign { slice, nodes } => {
-            let mut spec = get(&slice)?.spec;
-            spec.nodes.extend(nodes);
-            spec.nodes.sort();
-            spec.nodes.dedup();
-            put(slice, spec)
+            change(&client, &slice, |spec| {
+                spec.nodes.extend_from_slice(&nodes);
+                spec.nodes.sort();
+                spec.nodes.dedup();
+                Ok(())
+            })?;
+            show(context, &client, &slice)
         }
         Slice::Unassign { slice, nodes } => {
-            let mut spec = get(&slice)?.spec;
-            spec.nodes.retain(|node| !nodes.contains(node));
-            put(slice, spec)
+            change(&client, &slice, |spec| {
+                spec.nodes.retain(|node| !nodes.contains(node));
+                Ok(())
+            })?;
+            show(context, &client, &slice)
         }
         Slice::Suspend { slice, reason } => {
             client.send(Method::PUT, &format!("{}/suspension", path(&slice)), &Suspension { reason })?;
-            context.print(&get(&slice)?, show)
+            show(context, &client, &slice)
         }
         Slice::Resume { slice } => {
             client.call(Method::DELETE, &format!("{}/suspension", path(&slice)))?;
-            context.print(&get(&slice)?, show)
+            show(context, &client, &slice)
         }
         // With `none`, there are neither views nor capabilities.
         Slice::Admin { slice, views, capabilities, none: _ } => {
             let admin = Admin { views: views.into_iter().collect(), capabilities: capabilities.into_iter().collect() };
             client.send(Method::PUT, &format!("{}/admin", path(&slice)), &admin)?;
-            context.print(&get(&slice)?, show)
+            show(context, &client, &slice)
         }
         Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
         Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
@@ -234,11 +252,12 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
         Slice::Export(export) => export.run(context),
         Slice::Import(sliver) => layer::import(context, sliver),
         Slice::Clone(clone) => clone.run(context),
+        Slice::Wait(wait) => wait.run(context),
         Slice::List => {
             let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
             context.print(&slices, |slices| list(slices))
         }
-        Slice::Show { slice } => context.print(&get(&slice)?, show),
+        Slice::Show { slice } => show(context, &client, &slice),
         Slice::Remove { slice } => {
             client.call(Method::DELETE, &path(&slice))?;
             context.print(&json!({ "removed": slice }), |_| format!("removed {slice}"))
@@ -250,6 +269,33 @@ fn path(slice: &SliceName) -> String {
     format!("/v1/slices/{slice}")
 }
 
+/// Changes a slice, and again if somebody else changed it meanwhile.
+fn change(client: &Client, slice: &SliceName, change: impl Fn(&mut SliceSpec) -> Result<()>) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        let mut spec = client.get::<SliceRecord>(&path(slice))?.spec;
+        change(&mut spec)?;
+        tries += 1;
+        match client.send(Method::PUT, &path(slice), &spec) {
+            Err(TransportError::Refused { class, .. }) if class == CHANGED && tries < TRIES => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// A slice, and how its slivers are.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    record: SliceRecord,
+    slivers: Vec<SliverRecord>,
+}
+
+fn show(context: &Context, client: &Client, slice: &SliceName) -> Result<()> {
+    let record = client.get(&path(slice))?;
+    context.print(&Shown { record, slivers: slivers::fetch(client, slice)? }, rows)
+}
+
 fn list(slices: &[SliceRecord]) -> String {
     let mut rows = vec![["SLICE", "LOGIN", "IMAGE", "NODES"].map(str::to_owned).to_vec()];
     for SliceRecord { slice, spec, .. } in slices {
@@ -258,7 +304,7 @@ fn list(slices: &[SliceRecord]) -> String {
     table(&rows)
 }
 
-fn show(SliceRecord { slice, suspended, admin, spec }: &SliceRecord) -> String {
+fn rows(Shown { record: SliceRecord { slice, suspended, admin, spec }, slivers }: &Shown) -> String {
     let mut rows = vec![("slice", slice.to_string()), ("login", slice.login()), ("image", spec.image.clone())];
     rows.extend(limits::show(&spec.rspec));
     rows.extend(startup::rows(&spec.startup));
@@ -266,7 +312,7 @@ fn show(SliceRecord { slice, suspended, admin, spec }: &SliceRecord) -> String {
     rows.extend(suspended.iter().map(|reason| ("suspended", reason.clone())));
     rows.extend(admin.views.iter().map(|view| ("view", view.to_string())));
     rows.extend(admin.capabilities.iter().map(|capability| ("capability", capability.to_string())));
-    rows.extend(spec.nodes.iter().map(|node| ("node", node.clone())));
+    rows.extend(slivers.iter().map(|sliver| ("node", slivers::line(sliver))));
     rows.extend(spec.keys.iter().map(|key| ("key", key.clone())));
     table(&rows.into_iter().map(|(name, value)| vec![name.to_owned(), clean(&value)]).collect::<Vec<_>>())
 }

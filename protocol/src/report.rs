@@ -311,6 +311,15 @@ pub struct NodeStatus {
 pub struct SliverStatus {
     /// Whose it is.
     pub slice: SliceName,
+    /// Which sliver of that slice ([`crate::Life::birth`]).
+    #[serde(default)]
+    pub birth: u64,
+    /// The slice's version that this is about ([`crate::SliverSpec::version`]).
+    #[serde(default)]
+    pub version: u64,
+    /// Whether all is as that version wants it.
+    #[serde(default)]
+    pub settled: bool,
     /// Its state.
     pub state: SliverState,
     /// Digest of the image its root starts from.

@@ -99,6 +99,9 @@ pub struct ImageRef {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Life {
+    /// Which sliver of this slice on this node it is. With another number it is another sliver, which nothing of the one before is
+    /// left to: whoever has a slice of that name now may be somebody else. 0 where that is not known.
+    pub birth: u64,
     /// Why it is suspended, if it is: what runs in it stands still, and nobody gets in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspended: Option<String>,
@@ -109,11 +112,22 @@ pub struct Life {
     pub restart: u64,
 }
 
+impl Life {
+    /// Whether this is another sliver's than `other`. Where it is not known, it is not: nothing is destroyed on a suspicion.
+    #[must_use]
+    pub fn is_of_another(&self, other: &Self) -> bool {
+        self.birth != other.birth && self.birth != 0 && other.birth != 0
+    }
+}
+
 /// One sliver a node should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliverSpec {
     /// Whose it is.
     pub slice: SliceName,
+    /// The slice's version: another number with each change.
+    #[serde(default)]
+    pub version: u64,
     /// OpenSSH public keys that may log in.
     pub keys: Vec<String>,
     /// What its root starts from.
@@ -172,7 +186,7 @@ mod tests {
         );
         let mut spec: SliverSpec = serde_json::from_str(&text).unwrap();
         assert_eq!(spec.life, Life::default());
-        spec.life = Life { suspended: Some("abuse".into()), reset: 7, restart: 0 };
+        spec.life = Life { suspended: Some("abuse".into()), birth: 4, reset: 7, restart: 0 };
         let again: SliverSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
         assert_eq!(again, spec);
     }

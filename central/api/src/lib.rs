@@ -9,7 +9,7 @@ mod records;
 
 use orrery_protocol::{
     Admin, ArtifactRef, BootState, Digest, Event, Facts, NodeStatus, ReleaseManifest, Rspec, RunLevel, ScriptKind,
-    SliceName, Startup,
+    SliceName, SliverState, Startup,
 };
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +118,10 @@ pub struct StoredEvent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SliceSpec {
+    /// The version that this is a change of, as an answer had it; 0 for a slice that is to be new. The change is refused if there is another one
+    /// by now. None: whatever there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
     /// OpenSSH public keys that may log in.
     pub keys: Vec<String>,
     /// Limits of each of its slivers.
@@ -146,6 +150,25 @@ pub struct SliceRecord {
     /// What it is to be.
     #[serde(flatten)]
     pub spec: SliceSpec,
+}
+
+/// `GET /v1/slices/{authority}/{name}/slivers`: how one sliver of the slice is, as its node said last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliverRecord {
+    /// On which node.
+    pub node: String,
+    /// When that was last heard of, in Unix seconds.
+    pub last_seen: Option<u64>,
+    /// Its state; none until the node has told of this sliver.
+    pub state: Option<SliverState>,
+    /// Digest of the image its root started from.
+    pub image: Option<Digest>,
+    /// Whether the node has told of the slice as it is now.
+    pub told: bool,
+    /// Whether all is as the slice is to be.
+    pub settled: bool,
+    /// Why it is not.
+    pub error: Option<String>,
 }
 
 /// `PUT /v1/slices/{authority}/{name}/suspension`: nothing of the slice is to run.

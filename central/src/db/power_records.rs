@@ -150,6 +150,7 @@ mod tests {
         nodes::insert(&db, "n1", "", &[], BootState::Boot, 1).unwrap();
         let put = |db: &mut Connection, slice: &str| {
             let spec = SliceSpec {
+                version: None,
                 keys: Vec::new(),
                 rspec: Rspec::default(),
                 image: "debian".to_owned(),

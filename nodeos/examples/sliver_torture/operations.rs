@@ -288,6 +288,7 @@ impl Op {
     pub(crate) fn wish(&self, wanted: &mut WantedState, images: &[ImageRef]) {
         match *self {
             Self::Create { slot, image, limits } => wanted.slivers.push(SliverSpec {
+                version: 0,
                 slice: slice(slot),
                 keys: Vec::new(),
                 image: images[image].clone(),

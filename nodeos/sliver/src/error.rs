@@ -10,8 +10,8 @@ pub enum SliverError {
     /// There is none of that name.
     #[error("there is no sliver `{0}` on this node")]
     Unknown(String),
-    /// It exists already, from another image.
-    #[error("sliver `{0}` exists already and was made from another image")]
+    /// There is another one of this name.
+    #[error("sliver `{0}` exists already: it is another one, or was made from another image")]
     Exists(String),
     /// It is not to run.
     #[error("slice {slice} is suspended: {reason}")]

@@ -178,7 +178,7 @@ impl Slivers {
     /// suspended.
     ///
     /// # Errors
-    /// When there is one of another image, or the disk or the quota refuses.
+    /// When there is another one, be it of another image, or the disk or the quota refuses.
     pub fn create(&self, spec: &SliverSpec, image: &str) -> Result<Record, SliverError> {
         let login = spec.slice.login();
         // Creations choose numbers one after the other.
@@ -186,7 +186,9 @@ impl Slivers {
         let _lock = self.lock(&login)?;
         let directory = self.directory(&login);
         match self.get(&login) {
-            Ok(now) if now.image != image => return Err(SliverError::Exists(login)),
+            Ok(now) if now.image != image || now.spec.life.is_of_another(&spec.life) => {
+                return Err(SliverError::Exists(login));
+            }
             Ok(now) => {
                 let (life, admin) = (now.spec.life.clone(), now.spec.admin.clone());
                 let record = Record { spec: SliverSpec { life, admin, ..spec.clone() }, ..now.clone() };

@@ -39,14 +39,14 @@ enum Policy {
 
 impl StartupOptions {
     /// Changes what is asked for.
-    pub(crate) fn apply(self, startup: &mut Startup) -> Result<()> {
+    pub(crate) fn apply(&self, startup: &mut Startup) -> Result<()> {
         if let Some(path) = &self.initscript {
             let script = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
             startup.initscript = Some(script);
         } else if self.no_initscript {
             startup.initscript = None;
         }
-        let command = self.service_run.map(|line| ["/bin/sh".into(), "-c".into(), line].to_vec());
+        let command = self.service_run.as_ref().map(|line| ["/bin/sh".into(), "-c".into(), line.clone()].to_vec());
         if let Some(command) = command.or(self.service.then(Vec::new)) {
             startup.service.get_or_insert_default().command = command;
         } else if self.no_service {

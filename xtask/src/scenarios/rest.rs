@@ -29,7 +29,7 @@ pub(super) fn rest(bench: &Bench<'_>) -> Result<()> {
     let mut shell = RootShell::open(&node, &mut vm)?;
     suspended(&lab, &node, &mut shell, &ssh)?;
     started_over(&lab, &node, &ssh)?;
-    made_again(&lab, &node, &mut shell, &ssh)?;
+    made_again(&lab, &mut shell, &ssh)?;
     unused(&mut shell, &ssh)
 }
 
@@ -78,7 +78,7 @@ fn started_over(lab: &Lab, node: &Node, ssh: &Ssh) -> Result<()> {
 }
 
 /// Off the node, nothing of a sliver is left; on it again, it is a new one.
-fn made_again(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> Result<()> {
+fn made_again(lab: &Lab, shell: &mut RootShell<'_>, ssh: &Ssh) -> Result<()> {
     done(ssh, "echo mine > /root/mine; setsid sleep 1000 < /dev/null > /dev/null 2>&1 &")?;
     order(lab, &["slice", "unassign", "demo/rest", "--node", "n1"])?;
     let gone = "until test -z \"$(ls -d /data/slivers/*demo_rest /data/slivers/.*demo_rest /sys/fs/cgroup/slivers/demo_rest 2>/dev/null)\"; \
@@ -87,7 +87,13 @@ fn made_again(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> R
     let refused = ssh.run("true", COMMAND).context("running the ssh client")?;
     ensure!(!refused.success() && refused.stderr.contains("Permission denied"), "a login to nothing: {refused}");
     order(lab, &["slice", "assign", "demo/rest", "--node", "n1"])?;
-    printed(node, ssh, "test -e /root/mine || echo fresh", "fresh")
+    order(lab, &["slice", "wait", "demo/rest"])?;
+    done(ssh, "! test -e /root/mine && echo mine > /root/mine")?;
+    // Another one, too, although the node never saw that there was to be none.
+    order(lab, &["slice", "unassign", "demo/rest", "--node", "n1"])?;
+    order(lab, &["slice", "assign", "demo/rest", "--node", "n1"])?;
+    order(lab, &["slice", "wait", "demo/rest"])?;
+    done(ssh, "! test -e /root/mine").map(drop)
 }
 
 /// Nobody logs in, and nothing runs: after a minute there is no process and no mount. The next login finds the sliver as if it

@@ -29,6 +29,7 @@ pub(crate) fn spec(slice: &str, rspec: Rspec) -> Result<SliverSpec> {
     let content = ArtifactRef { sha256: Digest([0; 32]), size: 1 };
     let image = ImageRef { name: "debian".into(), content, listing: None };
     Ok(SliverSpec {
+        version: 0,
         slice: slice.parse().map_err(|e| anyhow::anyhow!("{e}"))?,
         keys: Vec::new(),
         image,
