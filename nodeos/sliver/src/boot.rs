@@ -91,6 +91,8 @@ const MASKED_FILES: &[&str] = &[
     "kpagecount",
     "kpageflags",
     "kpagecgroup",
+    // All locks on all files, which nobody takes or gives back while somebody reads it.
+    "locks",
     // What makes it act.
     "sysrq-trigger",
     // The hardware.

@@ -1,6 +1,7 @@
 //! Tries every limit of a sliver's specification, on a real kernel with two CPUs: the first process of a virtual machine set up
 //! as for `sliver_vm`. Each check prints one line, the last is `SLIVER-VM ok` or `SLIVER-VM FAILED`.
 
+mod kept;
 mod sockets;
 #[path = "../support/mod.rs"]
 mod support;
@@ -15,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use kept::kept;
 use orrery_image_store::Store;
 use orrery_protocol::{Digest, Rspec};
 use orrery_sliver::{EnterRequest, Entered, Run, Session, SliverPaths, Slivers, Stream, internal_main};
@@ -41,6 +43,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("a cap on processor time", capped),
     ("a guarantee", guaranteed),
     ("files by number", files),
+    ("what the kernel keeps", kept),
     ("sockets and ports by number", sockets),
     ("caps on the disk", throttled),
     ("weights on the disk", weighed),
