@@ -140,9 +140,9 @@ impl Export {
         let (mut from, mut to) = (bar.wrap_read(export.output()?), stdout().lock());
         let copied = io::copy(&mut from, &mut to).and_then(|bytes| to.flush().map(|()| bytes));
         bar.finish_and_clear();
-        // What the node says comes first: whoever ended the stream knows why.
-        export.end()?;
+        // Nobody takes the rest, and the client would wait for that.
         let bytes = copied.context("writing the export to standard output")?;
+        export.end()?;
         if !context.json() {
             eprintln!("exported {}", show_bytes(bytes));
         }
@@ -154,10 +154,15 @@ impl Export {
 pub(crate) fn import(context: &Context, sliver: Sliver) -> Result<()> {
     ensure!(!stdin().is_terminal(), "the export is read from standard input, as `< FILE`");
     let way = sliver.way(context)?;
+    let mut import = Task::begin(&way, &LayerTask::Import)?;
     let bar = progress(context);
-    let imported = feed(&way, bar.wrap_read(stdin().lock()));
+    let sent = import.feed(bar.wrap_read(stdin().lock()));
+    let imported: Result<Imported> = import.answer();
     bar.finish_and_clear();
-    context.print(&imported?, |imported| format!("imported {}: {}", imported.from.slice, show(&imported.size)))
+    // A node that refuses does not read on, and says why.
+    let imported = imported?;
+    sent.context("reading the export")?;
+    context.print(&imported, |imported| format!("imported {}: {}", imported.from.slice, show(&imported.size)))
 }
 
 impl Clone {
@@ -170,23 +175,30 @@ impl Clone {
             Some(name) if from.node == to.node => ask(&from, &LayerTask::Clone(name, self.to.login()))?,
             snapshot => {
                 let mut export = Task::begin(&from, &LayerTask::Export(snapshot))?;
+                let mut import = Task::begin(&to, &LayerTask::Import)?;
                 let bar = progress(context);
-                let imported = feed(&to, bar.wrap_read(export.output()?));
+                let sent = import.feed(bar.wrap_read(export.output()?));
+                let imported: Result<Imported> = import.answer();
                 bar.finish_and_clear();
-                // An export that failed is why there is no import.
-                export.end()?;
-                imported?.size
+                // An export that ended by itself may have failed, which is why there is no import then. Of one that is refused,
+                // nobody takes the rest.
+                if sent.is_ok() {
+                    export.end()?;
+                }
+                let Imported { size, .. } = imported?;
+                sent.context("passing the export on")?;
+                size
             }
         };
         context.print(&size, |size| format!("cloned {} to {}: {}", self.from, self.to, show(size)))
     }
 }
 
-/// A task that a node is at.
+/// A task that a node is at. Its client ends with it, whatever it waits for.
 struct Task {
     node: String,
     client: Child,
-    errors: JoinHandle<io::Result<String>>,
+    errors: Option<JoinHandle<io::Result<String>>>,
 }
 
 impl Task {
@@ -196,11 +208,26 @@ impl Task {
         let mut client = ssh.spawn().context("running ssh (is OpenSSH's client installed?)")?;
         let errors = client.stderr.take().context("no output")?;
         let errors = thread::spawn(move || io::read_to_string(errors));
-        Ok(Self { node: way.node.clone(), client, errors })
+        Ok(Self { node: way.node.clone(), client, errors: Some(errors) })
     }
 
     fn output(&mut self) -> Result<impl Read + use<>> {
         self.client.stdout.take().context("no output")
+    }
+
+    /// Gives it all that is read, as far as it takes it.
+    fn feed(&mut self, mut from: impl Read) -> io::Result<u64> {
+        let mut to = self.client.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        io::copy(&mut from, &mut to)
+    }
+
+    /// Waits for its end, and takes what the node answers.
+    fn answer<T: DeserializeOwned>(mut self) -> Result<T> {
+        // It may wait for more.
+        drop(self.client.stdin.take());
+        let answer = io::read_to_string(self.output()?);
+        self.end()?;
+        serde_json::from_str(&answer.context("reading the node's answer")?).context("reading the node's answer")
     }
 
     /// Waits for its end, and says why if it failed.
@@ -208,7 +235,7 @@ impl Task {
         // It may wait for either.
         drop((self.client.stdin.take(), self.client.stdout.take()));
         let ended = self.client.wait().context("waiting for ssh")?;
-        let said = self.errors.join().ok().and_then(Result::ok).unwrap_or_default();
+        let said = self.errors.take().and_then(|errors| errors.join().ok()?.ok()).unwrap_or_default();
         match said.trim() {
             _ if ended.success() => Ok(()),
             "" => bail!("{}: ended with {ended}", self.node),
@@ -217,25 +244,17 @@ impl Task {
     }
 }
 
-/// Has a node do something, and takes what it answers.
-fn ask<T: DeserializeOwned>(way: &Way, task: &LayerTask) -> Result<T> {
-    let mut task = Task::begin(way, task)?;
-    let answer = io::read_to_string(task.output()?);
-    task.end()?;
-    serde_json::from_str(&answer.context("reading the node's answer")?).context("reading the node's answer")
+impl Drop for Task {
+    fn drop(&mut self) {
+        // One that was waited for is not there any more.
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
 }
 
-/// Gives a node an export to import.
-fn feed(way: &Way, mut from: impl Read) -> Result<Imported> {
-    let mut task = Task::begin(way, &LayerTask::Import)?;
-    let mut to = task.client.stdin.take().context("no input")?;
-    let sent = io::copy(&mut from, &mut to);
-    drop(to);
-    let answer = io::read_to_string(task.output()?);
-    // A node that refuses does not read on, and says why.
-    task.end()?;
-    sent.context("reading the export")?;
-    serde_json::from_str(&answer.context("reading the node's answer")?).context("reading the node's answer")
+/// Has a node do something, and takes what it answers.
+fn ask<T: DeserializeOwned>(way: &Way, task: &LayerTask) -> Result<T> {
+    Task::begin(way, task)?.answer()
 }
 
 /// How far something is of which nobody knows how much it will be.

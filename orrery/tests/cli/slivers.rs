@@ -122,6 +122,13 @@ fn layers_are_kept_and_moved_by_nodes() {
     assert_eq!((&said["files"], &said["from"]["slice"]), (&json!(7), &json!("demo/hello")));
     assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
 
+    // Nobody takes all of it.
+    let mut unwritable = command(folder, &line("export demo/hello --node n1 --json"));
+    unwritable.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+    let failed = unwritable.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(failed.status.code() == Some(1) && said.contains("No space left on device"), "{said}");
+
     // Who refuses does not read to the end; what it says is what counts.
     fs::write(folder.join("evil"), [b"evil", &layer[..]].concat()).unwrap();
     let refused = import("evil");
@@ -129,6 +136,20 @@ fn layers_are_kept_and_moved_by_nodes() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("n2: nothing good"), "{said}");
     assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
+
+    // Nor is the rest of an export asked for that the other node refuses.
+    fs::remove_file(folder.join("home1/layer")).unwrap();
+    let endless = folder.join("home1/layer");
+    assert!(Command::new("mkfifo").arg(&endless).status().unwrap().success());
+    let writer = std::thread::spawn(move || {
+        let mut to = fs::File::options().write(true).open(&endless).unwrap();
+        to.write_all(b"evil").unwrap();
+        while to.write_all(&[1; 1 << 16]).is_ok() {}
+        fs::remove_file(endless).unwrap();
+    });
+    let refused = check(folder, &line("clone demo/hello demo/hello --node n1 --to-node n2"), 1);
+    assert_eq!(refused["message"], "n2: nothing good");
+    writer.join().unwrap();
 
     // From node to node through here; on one node, the node does it.
     fs::write(folder.join("home1/layer"), b"another").unwrap();
