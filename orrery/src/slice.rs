@@ -18,6 +18,7 @@ use serde_json::json;
 use ureq::http::Method;
 
 use crate::{
+    confirm::{Confirm, some},
     context::Context,
     extras::{self, ExtraArgs},
     files,
@@ -82,6 +83,8 @@ pub(crate) enum Slice {
         /// Ids of the nodes.
         #[arg(long = "node", value_name = "ID", required = true, value_delimiter = ',')]
         nodes: Vec<String>,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// Have all that runs in a slice stand still, and let nobody log in.
     Suspend {
@@ -114,9 +117,14 @@ pub(crate) enum Slice {
     Reset {
         /// Its name.
         slice: SliceName,
-        /// Ids of the nodes whose slivers are meant; all of the slice by default.
-        #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
+        /// Ids of the nodes whose slivers are meant.
+        #[arg(long = "node", value_name = "ID", required_unless_present = "all", value_delimiter = ',')]
         nodes: Vec<String>,
+        /// All slivers of the slice are meant.
+        #[arg(long, conflicts_with = "nodes")]
+        all: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// End all that runs in slivers. What they wrote stays.
     Restart {
@@ -141,7 +149,7 @@ pub(crate) enum Slice {
     /// Write what a sliver has written to standard output, to be imported elsewhere.
     Export(layer::Export),
     /// Make a sliver what an export is that standard input has. All that the sliver holds is lost, and all that runs in it ends.
-    Import(layer::Sliver),
+    Import(layer::Import),
     /// Make a sliver what another one is, of the same image, here or on another node.
     Clone(layer::Clone),
     /// List all slices.
@@ -155,6 +163,8 @@ pub(crate) enum Slice {
     Remove {
         /// Its name.
         slice: SliceName,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
@@ -205,7 +215,10 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             spec.nodes.dedup();
             put(slice, spec)
         }
-        Slice::Unassign { slice, nodes } => {
+        Slice::Unassign { slice, nodes, confirm } => {
+            connect::on_all(&slice, &get(&slice)?.spec.nodes, &nodes)?;
+            confirm.ask(|| Ok(format!("All that {slice} holds on {} is lost, with its snapshots.", some(&nodes))))?;
+            // Others may have changed it before the answer came.
             let mut spec = get(&slice)?.spec;
             spec.nodes.retain(|node| !nodes.contains(node));
             put(slice, spec)
@@ -224,7 +237,16 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             client.send(Method::PUT, &format!("{}/admin", path(&slice)), &admin)?;
             context.print(&get(&slice)?, show)
         }
-        Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
+        // With `all`, no nodes are named.
+        Slice::Reset { slice, nodes, all: _, confirm } => {
+            confirm.ask(|| {
+                let on = if nodes.is_empty() { some(&get(&slice)?.spec.nodes) } else { some(&nodes) };
+                Ok(format!(
+                    "{slice} starts over from its image on {on}. All it holds there is lost, with its snapshots."
+                ))
+            })?;
+            start_over(&slice, "reset", nodes)
+        }
         Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
         Slice::Exec(exec) => exec.run(context),
         Slice::Shell(shell) => shell.run(context),
@@ -232,14 +254,18 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
         Slice::Logs(logs) => logs.run(context),
         Slice::Snapshot(snapshots) => snapshots.run(context),
         Slice::Export(export) => export.run(context),
-        Slice::Import(sliver) => layer::import(context, sliver),
+        Slice::Import(import) => import.run(context),
         Slice::Clone(clone) => clone.run(context),
         Slice::List => {
             let slices: Vec<SliceRecord> = client.get("/v1/slices")?;
             context.print(&slices, |slices| list(slices))
         }
         Slice::Show { slice } => context.print(&get(&slice)?, show),
-        Slice::Remove { slice } => {
+        Slice::Remove { slice, confirm } => {
+            confirm.ask(|| {
+                let on = some(&get(&slice)?.spec.nodes);
+                Ok(format!("{slice} is removed. All that it holds on its nodes is lost, with its snapshots: {on}."))
+            })?;
             client.call(Method::DELETE, &path(&slice))?;
             context.print(&json!({ "removed": slice }), |_| format!("removed {slice}"))
         }

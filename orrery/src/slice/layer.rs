@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::connect::{Reach, Slivers, Way};
 use crate::{
+    confirm::Confirm,
     context::Context,
     units::{show_bytes, show_time, table},
 };
@@ -53,6 +54,8 @@ pub(crate) enum Snapshots {
         sliver: Sliver,
         /// The snapshot's name.
         name: SnapshotName,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// Remove a snapshot.
     Delete {
@@ -60,6 +63,8 @@ pub(crate) enum Snapshots {
         sliver: Sliver,
         /// The snapshot's name.
         name: SnapshotName,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
@@ -71,6 +76,15 @@ pub(crate) struct Export {
     /// A snapshot, instead of the sliver as it is, which stands still while it is exported.
     #[arg(long, value_name = "NAME")]
     snapshot: Option<SnapshotName>,
+}
+
+/// Options of `orrery slice import`.
+#[derive(clap::Args)]
+pub(crate) struct Import {
+    #[command(flatten)]
+    sliver: Sliver,
+    #[command(flatten)]
+    confirm: Confirm,
 }
 
 /// Options of `orrery slice clone`.
@@ -91,6 +105,8 @@ pub(crate) struct Clone {
     to_node: Option<String>,
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    confirm: Confirm,
 }
 
 /// What a node says of an import.
@@ -119,12 +135,21 @@ impl Snapshots {
                 let snapshots: Vec<Snapshot> = ask(&sliver.way(context)?, &LayerTask::List)?;
                 context.print(&snapshots, |snapshots| list(snapshots))
             }
-            Self::Restore { sliver, name } => {
-                let size: LayerSize = ask(&sliver.way(context)?, &LayerTask::Restore(name.clone()))?;
+            Self::Restore { sliver, name, confirm } => {
+                let (slice, way) = (sliver.slice.clone(), sliver.way(context)?);
+                confirm.ask(|| {
+                    let on = &way.node;
+                    Ok(format!(
+                        "{slice} on {on} becomes what its snapshot {name} is. All that was written since is lost."
+                    ))
+                })?;
+                let size: LayerSize = ask(&way, &LayerTask::Restore(name.clone()))?;
                 context.print(&size, |size| format!("restored {name}: {}", show(size)))
             }
-            Self::Delete { sliver, name } => {
-                let _: serde_json::Value = ask(&sliver.way(context)?, &LayerTask::Delete(name.clone()))?;
+            Self::Delete { sliver, name, confirm } => {
+                let (slice, way) = (sliver.slice.clone(), sliver.way(context)?);
+                confirm.ask(|| Ok(format!("The snapshot {name} of {slice} on {} is lost.", way.node)))?;
+                let _: serde_json::Value = ask(&way, &LayerTask::Delete(name.clone()))?;
                 context.print(&json!({ "deleted": name }), |_| format!("deleted {name}"))
             }
         }
@@ -150,19 +175,23 @@ impl Export {
     }
 }
 
-/// `orrery slice import`.
-pub(crate) fn import(context: &Context, sliver: Sliver) -> Result<()> {
-    ensure!(!stdin().is_terminal(), "the export is read from standard input, as `< FILE`");
-    let way = sliver.way(context)?;
-    let mut import = Task::begin(&way, &LayerTask::Import)?;
-    let bar = progress(context);
-    let sent = import.feed(bar.wrap_read(stdin().lock()));
-    let imported: Result<Imported> = import.answer();
-    bar.finish_and_clear();
-    // A node that refuses does not read on, and says why.
-    let imported = imported?;
-    sent.context("reading the export")?;
-    context.print(&imported, |imported| format!("imported {}: {}", imported.from.slice, show(&imported.size)))
+impl Import {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        ensure!(!stdin().is_terminal(), "the export is read from standard input, as `< FILE`");
+        let (slice, way) = (self.sliver.slice.clone(), self.sliver.way(context)?);
+        self.confirm.ask_beside_input(|| {
+            Ok(format!("{slice} on {} becomes what the export is. All that it holds is lost.", way.node))
+        })?;
+        let mut import = Task::begin(&way, &LayerTask::Import)?;
+        let bar = progress(context);
+        let sent = import.feed(bar.wrap_read(stdin().lock()));
+        let imported: Result<Imported> = import.answer();
+        bar.finish_and_clear();
+        // A node that refuses does not read on, and says why.
+        let imported = imported?;
+        sent.context("reading the export")?;
+        context.print(&imported, |imported| format!("imported {}: {}", imported.from.slice, show(&imported.size)))
+    }
 }
 
 impl Clone {
@@ -170,6 +199,10 @@ impl Clone {
         let sliver = |slice: &SliceName, node| Sliver { slice: slice.clone(), node, reach: self.reach.clone() };
         let from = sliver(&self.from, self.node.clone()).way(context)?;
         let to = sliver(&self.to, self.to_node.clone()).way(context)?;
+        self.confirm.ask(|| {
+            let (source, target) = (&from.node, &to.node);
+            Ok(format!("{} on {target} becomes what {} on {source} is. All that it holds is lost.", self.to, self.from))
+        })?;
         let size = match self.snapshot {
             // Nothing has to travel.
             Some(name) if from.node == to.node => ask(&from, &LayerTask::Clone(name, self.to.login()))?,
