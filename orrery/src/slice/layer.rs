@@ -3,15 +3,20 @@
 //! The node does the work, for whoever has the slice's key: each task is an ssh subsystem (`LayerTask`).
 
 use std::{
-    io::{self, IsTerminal, Read, Write, stdin, stdout},
+    fs::File,
+    io::{self, IsTerminal, Read, Seek, Write, stderr, stdin, stdout},
+    os::fd::AsFd,
     process::{Child, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use orrery_protocol::{ExportManifest, LayerSize, LayerTask, SliceName, Snapshot, SnapshotName};
+use rustix::termios::{LocalModes, tcgetattr};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 
@@ -21,6 +26,9 @@ use crate::{
     context::Context,
     units::{show_bytes, show_time, table},
 };
+
+/// How often it is shown that something still takes time.
+const PACE: Duration = Duration::from_millis(200);
 
 /// One sliver.
 #[derive(clap::Args)]
@@ -128,11 +136,11 @@ impl Snapshots {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         match self {
             Self::Create { sliver, name } => {
-                let snapshot: Snapshot = ask(&sliver.way(context)?, &LayerTask::Take(name))?;
+                let snapshot: Snapshot = ask(context, &sliver.way(context)?, &LayerTask::Take(name))?;
                 context.print(&snapshot, |snapshot| list(std::slice::from_ref(snapshot)))
             }
             Self::List { sliver } => {
-                let snapshots: Vec<Snapshot> = ask(&sliver.way(context)?, &LayerTask::List)?;
+                let snapshots: Vec<Snapshot> = ask(context, &sliver.way(context)?, &LayerTask::List)?;
                 context.print(&snapshots, |snapshots| list(snapshots))
             }
             Self::Restore { sliver, name, confirm } => {
@@ -143,13 +151,13 @@ impl Snapshots {
                         "{slice} on {on} becomes what its snapshot {name} is. All that was written since is lost."
                     ))
                 })?;
-                let size: LayerSize = ask(&way, &LayerTask::Restore(name.clone()))?;
+                let size: LayerSize = ask(context, &way, &LayerTask::Restore(name.clone()))?;
                 context.print(&size, |size| format!("restored {name}: {}", show(size)))
             }
             Self::Delete { sliver, name, confirm } => {
                 let (slice, way) = (sliver.slice.clone(), sliver.way(context)?);
                 confirm.ask(|| Ok(format!("The snapshot {name} of {slice} on {} is lost.", way.node)))?;
-                let _: serde_json::Value = ask(&way, &LayerTask::Delete(name.clone()))?;
+                let _: serde_json::Value = ask(context, &way, &LayerTask::Delete(name.clone()))?;
                 context.print(&json!({ "deleted": name }), |_| format!("deleted {name}"))
             }
         }
@@ -161,7 +169,7 @@ impl Export {
         ensure!(!stdout().is_terminal(), "an export is no text: send it to a file, as `> FILE`");
         let way = self.sliver.way(context)?;
         let mut export = Task::begin(&way, &LayerTask::Export(self.snapshot))?;
-        let bar = progress(context);
+        let bar = progress(context, None);
         let (mut from, mut to) = (bar.wrap_read(export.output()?), stdout().lock());
         let copied = io::copy(&mut from, &mut to).and_then(|bytes| to.flush().map(|()| bytes));
         bar.finish_and_clear();
@@ -183,7 +191,7 @@ impl Import {
             Ok(format!("{slice} on {} becomes what the export is. All that it holds is lost.", way.node))
         })?;
         let mut import = Task::begin(&way, &LayerTask::Import)?;
-        let bar = progress(context);
+        let bar = progress(context, size_of_input()?);
         let sent = import.feed(bar.wrap_read(stdin().lock()));
         let imported: Result<Imported> = import.answer();
         bar.finish_and_clear();
@@ -205,11 +213,11 @@ impl Clone {
         })?;
         let size = match self.snapshot {
             // Nothing has to travel.
-            Some(name) if from.node == to.node => ask(&from, &LayerTask::Clone(name, self.to.login()))?,
+            Some(name) if from.node == to.node => ask(context, &from, &LayerTask::Clone(name, self.to.login()))?,
             snapshot => {
                 let mut export = Task::begin(&from, &LayerTask::Export(snapshot))?;
                 let mut import = Task::begin(&to, &LayerTask::Import)?;
-                let bar = progress(context);
+                let bar = progress(context, None);
                 let sent = import.feed(bar.wrap_read(export.output()?));
                 let imported: Result<Imported> = import.answer();
                 bar.finish_and_clear();
@@ -285,15 +293,60 @@ impl Drop for Task {
     }
 }
 
-/// Has a node do something, and takes what it answers.
-fn ask<T: DeserializeOwned>(way: &Way, task: &LayerTask) -> Result<T> {
-    Task::begin(way, task)?.answer()
+/// Has a node do something, and takes what it answers. Until it is done, which may take an hour, nothing is heard of it.
+fn ask<T: DeserializeOwned>(context: &Context, way: &Way, task: &LayerTask) -> Result<T> {
+    let task = Task::begin(way, task)?;
+    let bar = bar(context, None, "{spinner} waiting for {msg}, {elapsed}").with_message(way.node.clone());
+    let (done, wait) = mpsc::channel::<()>();
+    let answer = thread::scope(|scope| {
+        let bar = &bar;
+        scope.spawn(move || {
+            loop {
+                // Without echo, the client asks for a passphrase: its question must not be drawn over.
+                if tcgetattr(stderr()).is_ok_and(|terminal| terminal.local_modes.contains(LocalModes::ECHO)) {
+                    bar.tick();
+                }
+                if wait.recv_timeout(PACE) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+        });
+        let answer = task.answer();
+        drop(done);
+        answer
+    });
+    bar.finish_and_clear();
+    answer
 }
 
-/// How far something is of which nobody knows how much it will be.
-fn progress(context: &Context) -> ProgressBar {
-    let bar = if context.json() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    match ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec}") {
+/// How much there is to read from standard input, if that is a file.
+fn size_of_input() -> Result<Option<u64>> {
+    let examine = || {
+        let mut input = File::from(stdin().as_fd().try_clone_to_owned()?);
+        let metadata = input.metadata()?;
+        // Somebody may have read of it before.
+        metadata.is_file().then(|| Ok(metadata.len().saturating_sub(input.stream_position()?))).transpose()
+    };
+    let size: io::Result<_> = examine();
+    size.context("examining standard input")
+}
+
+/// How far something is that is `total` bytes, if anybody knows that.
+fn progress(context: &Context, total: Option<u64>) -> ProgressBar {
+    let template = match total {
+        Some(_) => "{bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
+        None => "{spinner} {bytes} {bytes_per_sec}",
+    };
+    bar(context, total, template)
+}
+
+fn bar(context: &Context, total: Option<u64>, template: &str) -> ProgressBar {
+    let bar = match total {
+        _ if context.json() => ProgressBar::hidden(),
+        Some(total) => ProgressBar::new(total),
+        None => ProgressBar::new_spinner(),
+    };
+    match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

@@ -98,7 +98,7 @@ fn from_nothing_to_a_served_install_script() {
     refused("slice reset demo/one --all --node n1", 2);
     ok("slice reset demo/one --all");
     ok("slice reset demo/one --node n1 --yes");
-    let asked = |line: &str, answer: &str| at_a_terminal(folder, &format!("{line} --central {url}"), answer);
+    let asked = |line: &str, answer: &str| at_a_terminal(folder, &format!("{line} --central {url}"), answer, None);
     for line in ["node set-state reinstall n1", "slice unassign demo/one --node n1", "slice remove demo/one"] {
         let (status, shown) = asked(line, "y\n");
         assert!(status == Some(1) && shown.contains("n1") && shown.contains("nothing was done"), "{line}: {shown}");

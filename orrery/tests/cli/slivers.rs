@@ -14,7 +14,7 @@ use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionR
 use orrery_transport::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Served, check, command, config, images, run};
+use crate::support::{Served, at_a_terminal, check, command, config, images, run};
 
 /// A node's ssh server, with the slice's key for the slice's account; what runs in its sliver runs in a folder of its own.
 fn gate(folder: &Path, seed: u8) -> (u16, String) {
@@ -121,6 +121,13 @@ fn layers_are_kept_and_moved_by_nodes() {
     let said: Value = serde_json::from_slice(&imported.stdout).unwrap();
     assert_eq!((&said["files"], &said["from"]["slice"]), (&json!(7), &json!("demo/hello")));
     assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
+
+    // Who waits sees it.
+    let (status, shown) = at_a_terminal(folder, &line("snapshot delete demo/hello b --node n2"), "yes\n", None);
+    assert!(status == Some(0) && shown.contains("waiting for n2, 0"), "{shown}");
+    let input = fs::File::open(folder.join("export")).unwrap();
+    let (status, shown) = at_a_terminal(folder, &line("import demo/hello --node n2 --yes"), "", Some(input));
+    assert!(status == Some(0) && shown.contains("/2.86 MiB"), "{shown}");
 
     // Nobody takes all of it.
     let mut unwritable = command(folder, &line("export demo/hello --node n1 --json"));

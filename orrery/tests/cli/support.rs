@@ -46,8 +46,9 @@ pub(crate) fn check(folder: &Path, line: &str, status: i32) -> Value {
     serde_json::from_str(text.trim()).unwrap_or(Value::Null)
 }
 
-/// `orrery` at a terminal, on which somebody types `answer`: its exit status, and what the terminal showed of questions and errors.
-pub(crate) fn at_a_terminal(folder: &Path, line: &str, answer: &str) -> (Option<i32>, String) {
+/// `orrery` at a terminal, on which somebody types `answer`, if it does not read an `input`: its exit status, and what the terminal
+/// showed but results.
+pub(crate) fn at_a_terminal(folder: &Path, line: &str, answer: &str, input: Option<File>) -> (Option<i32>, String) {
     let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&person).unwrap();
     unlockpt(&person).unwrap();
@@ -56,7 +57,7 @@ pub(crate) fn at_a_terminal(folder: &Path, line: &str, answer: &str) -> (Option<
     let mut person = File::from(person);
     person.write_all(answer.as_bytes()).unwrap();
     let mut command = command(folder, line);
-    command.stdin(terminal.try_clone().unwrap()).stderr(terminal);
+    command.stdin(input.unwrap_or_else(|| terminal.try_clone().unwrap())).stderr(terminal).env("TERM", "xterm");
     let status = command.output().unwrap().status;
     drop(command);
     let mut shown = Vec::new();
