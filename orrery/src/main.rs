@@ -1,5 +1,6 @@
 //! The operators' command line.
 
+mod confirm;
 mod context;
 mod enrol;
 mod extras;

@@ -16,6 +16,7 @@ use orrery_central_api::{
     BootStateChange, GroupChange, NewNode, NodeDetail, NodeSummary, PowerAction, RebootAsked, checked_groups,
 };
 use orrery_protocol::{BootState, Digest};
+use orrery_transport::Client;
 use rcgen::{KeyPair, PublicKeyData};
 use serde_json::json;
 use ureq::http::Method;
@@ -28,6 +29,7 @@ use upgrade::Upgrade;
 use watch::LogOptions;
 
 use crate::{
+    confirm::{Confirm, some},
     context::Context,
     files::{Access, Draft},
     keys::with_suffix,
@@ -54,6 +56,8 @@ pub(crate) enum Node {
         /// The nodes' ids.
         #[arg(required = true)]
         ids: Vec<String>,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// Show what a node reported, oldest first.
     Events {
@@ -127,6 +131,8 @@ pub(crate) enum Node {
     Remove {
         /// The node's id.
         id: String,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
@@ -161,10 +167,19 @@ pub(crate) fn run(context: &Context, command: Node) -> Result<()> {
             let node: NodeDetail = context.client()?.get(&format!("/v1/nodes/{}", segment(&id)?))?;
             context.print(&node, show::detail)
         }
-        Node::SetState { once, state, ids } => {
+        Node::SetState { once, state, ids, confirm } => {
             let client = context.client()?;
             let paths: Vec<_> =
                 ids.iter().map(|id| Ok(format!("/v1/nodes/{}/boot-state", segment(id)?))).collect::<Result<_>>()?;
+            if state == BootState::Reinstall {
+                confirm.ask(|| {
+                    let lost = ids.iter().map(|id| slices_of(&client, id)).collect::<Result<Vec<_>>>()?;
+                    Ok(format!(
+                        "When they boot next, all that these slices hold on these nodes is lost:\n{}",
+                        lost.join("\n")
+                    ))
+                })?;
+            }
             for (done, path) in paths.iter().enumerate() {
                 client.send(Method::PUT, path, &BootStateChange { boot_state: state, once }).with_context(|| {
                     format!("setting the state of {} (set before it: {})", ids[done], ids[..done].join(", "))
@@ -204,11 +219,22 @@ pub(crate) fn run(context: &Context, command: Node) -> Result<()> {
         Node::PowerStatus { ids } => power::status(context, &ids),
         Node::Renew(renew) => renew.run(context),
         Node::Upgrade(upgrade) => upgrade.run(context),
-        Node::Remove { id } => {
-            context.client()?.call(Method::DELETE, &format!("/v1/nodes/{}", segment(&id)?))?;
+        Node::Remove { id, confirm } => {
+            let client = context.client()?;
+            confirm.ask(|| {
+                let slices = slices_of(&client, &id)?;
+                Ok(format!("{id} is forgotten, with its key, its events, and which slices are on it:\n{slices}"))
+            })?;
+            client.call(Method::DELETE, &format!("/v1/nodes/{}", segment(&id)?))?;
             context.print(&json!({ "removed": id }), |_| format!("removed {id}"))
         }
     }
+}
+
+/// A node's slices, as a line.
+fn slices_of(client: &Client, id: &str) -> Result<String> {
+    let node: NodeDetail = client.get(&format!("/v1/nodes/{}", segment(id)?))?;
+    Ok(format!("  {id}: {}", some(&node.slices)))
 }
 
 fn known_hosts(context: &Context, ids: &[String]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `orrery sign`: signing documents, by one person after the other. Works without a network.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use orrery_central_api::peek;
@@ -8,6 +8,7 @@ use orrery_protocol::{BootScript, Digest, PayloadType, ReleaseManifest, SigningK
 use serde_json::json;
 
 use crate::{
+    confirm::Confirm,
     context::Context,
     files::{self, Access},
     keys::read_private,
@@ -23,9 +24,8 @@ pub(crate) struct Sign {
     /// Where the signed document goes; without it, beside the document, ending in `.signed`.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Do not ask before signing.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     /// The document; a signed one gets further signatures.
     document: PathBuf,
 }
@@ -44,14 +44,11 @@ impl Sign {
             Some(out) => out.clone(),
             None => self.document.with_extension("signed"),
         };
-        if !self.yes && std::io::stdin().is_terminal() {
+        self.confirm.ask(|| {
             let earlier = peek(&bytes).map(|peeked| peeked.signers.len()).unwrap_or(0);
             let ids = keys.iter().map(|key| key.public().id().to_string()).collect::<Vec<_>>().join("\n  ");
-            eprint!("{}\nIt has {earlier} signatures. Sign it with\n  {ids}\n? [y/N] ", document.describe());
-            let mut answer = String::new();
-            std::io::stdin().read_line(&mut answer).context("reading the answer")?;
-            ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing was signed");
-        }
+            Ok(format!("{}\nIt has {earlier} signatures. It will be signed with\n  {ids}", document.describe()))
+        })?;
         let signed = add_signatures(&bytes, document.payload_type(), &keys).with_context(signing)?;
         files::write_new(&out, &signed, Access::Public)?;
         let signers = peek(&signed)?.signers;

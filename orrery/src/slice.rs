@@ -20,6 +20,7 @@ use serde_json::json;
 use ureq::http::Method;
 
 use crate::{
+    confirm::{Confirm, some},
     context::Context,
     extras::{self, ExtraArgs},
     files,
@@ -89,6 +90,8 @@ pub(crate) enum Slice {
         /// Ids of the nodes.
         #[arg(long = "node", value_name = "ID", required = true, value_delimiter = ',')]
         nodes: Vec<String>,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// Have all that runs in a slice stand still, and let nobody log in.
     Suspend {
@@ -121,9 +124,14 @@ pub(crate) enum Slice {
     Reset {
         /// Its name.
         slice: SliceName,
-        /// Ids of the nodes whose slivers are meant; all of the slice by default.
-        #[arg(long = "node", value_name = "ID", value_delimiter = ',')]
+        /// Ids of the nodes whose slivers are meant.
+        #[arg(long = "node", value_name = "ID", required_unless_present = "all", value_delimiter = ',')]
         nodes: Vec<String>,
+        /// All slivers of the slice are meant.
+        #[arg(long, conflicts_with = "nodes")]
+        all: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
     /// End all that runs in slivers. What they wrote stays.
     Restart {
@@ -148,7 +156,7 @@ pub(crate) enum Slice {
     /// Write what a sliver has written to standard output, to be imported elsewhere.
     Export(layer::Export),
     /// Make a sliver what an export is that standard input has. All that the sliver holds is lost, and all that runs in it ends.
-    Import(layer::Sliver),
+    Import(layer::Import),
     /// Make a sliver what another one is, of the same image, here or on another node.
     Clone(layer::Clone),
     /// Wait until a slice's slivers are as the slice is to be: made, and with all changes in force. Fails at once if one cannot become so.
@@ -164,11 +172,14 @@ pub(crate) enum Slice {
     Remove {
         /// Its name.
         slice: SliceName,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
 pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
     let client = context.client()?;
+    let get = |slice: &SliceName| client.get::<SliceRecord>(&path(slice));
     let start_over = |slice: &SliceName, how: &str, nodes| {
         let which = StartOver { nodes };
         let asked: StartOverAsked = client.exchange(Method::POST, &format!("{}/{how}", path(slice)), &which)?;
@@ -221,7 +232,9 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             })?;
             show(context, &client, &slice)
         }
-        Slice::Unassign { slice, nodes } => {
+        Slice::Unassign { slice, nodes, confirm } => {
+            connect::on_all(&slice, &get(&slice)?.spec.nodes, &nodes)?;
+            confirm.ask(|| Ok(format!("All that {slice} holds on {} is lost, with its snapshots.", some(&nodes))))?;
             change(&client, &slice, |spec| {
                 spec.nodes.retain(|node| !nodes.contains(node));
                 Ok(())
@@ -242,7 +255,16 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             client.send(Method::PUT, &format!("{}/admin", path(&slice)), &admin)?;
             show(context, &client, &slice)
         }
-        Slice::Reset { slice, nodes } => start_over(&slice, "reset", nodes),
+        // With `all`, no nodes are named.
+        Slice::Reset { slice, nodes, all: _, confirm } => {
+            confirm.ask(|| {
+                let on = if nodes.is_empty() { some(&get(&slice)?.spec.nodes) } else { some(&nodes) };
+                Ok(format!(
+                    "{slice} starts over from its image on {on}. All it holds there is lost, with its snapshots."
+                ))
+            })?;
+            start_over(&slice, "reset", nodes)
+        }
         Slice::Restart { slice, nodes } => start_over(&slice, "restart", nodes),
         Slice::Exec(exec) => exec.run(context),
         Slice::Shell(shell) => shell.run(context),
@@ -250,7 +272,7 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
         Slice::Logs(logs) => logs.run(context),
         Slice::Snapshot(snapshots) => snapshots.run(context),
         Slice::Export(export) => export.run(context),
-        Slice::Import(sliver) => layer::import(context, sliver),
+        Slice::Import(import) => import.run(context),
         Slice::Clone(clone) => clone.run(context),
         Slice::Wait(wait) => wait.run(context),
         Slice::List => {
@@ -258,7 +280,11 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             context.print(&slices, |slices| list(slices))
         }
         Slice::Show { slice } => show(context, &client, &slice),
-        Slice::Remove { slice } => {
+        Slice::Remove { slice, confirm } => {
+            confirm.ask(|| {
+                let on = some(&get(&slice)?.spec.nodes);
+                Ok(format!("{slice} is removed. All that it holds on its nodes is lost, with its snapshots: {on}."))
+            })?;
             client.call(Method::DELETE, &path(&slice))?;
             context.print(&json!({ "removed": slice }), |_| format!("removed {slice}"))
         }

@@ -7,7 +7,10 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     mem::MaybeUninit,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
@@ -205,18 +208,15 @@ impl Log {
     }
 }
 
-/// Copies the log in `directory` to `out`, the oldest line first, and what is added from then on if it is to `follow`.
+/// Copies the log in `directory` to `out`, the oldest line first, and if it is to `follow`, what is added from then on, until the
+/// sliver is gone. The log may be made later, and a reset may put another in its place.
 ///
 /// # Errors
 /// When the log cannot be read, or whoever reads is gone.
 fn copy(directory: &Path, follow: bool, out: &mut impl Write) -> io::Result<()> {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
     // Before anything is read, so that nothing falls in between.
-    let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
-    match inotify::add_watch(&watch, directory, flags) {
-        Err(rustix::io::Errno::NOENT) => return Ok(()),
-        result => result?,
-    };
+    let mut exists = look_at(&watch, directory)?;
     let open = |name: &str| match File::open(directory.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
@@ -250,13 +250,28 @@ fn copy(directory: &Path, follow: bool, out: &mut impl Write) -> io::Result<()> 
             continue;
         }
         out.flush()?;
-        if !follow {
+        if !follow || !exists {
             return Ok(());
         }
         let mut events = [MaybeUninit::uninit(); 4096];
         // Whatever they say, there is something to look at.
         rustix::io::retry_on_intr(|| inotify::Reader::new(&watch, &mut events).next().map(drop))?;
+        exists = look_at(&watch, directory)?;
     }
+}
+
+/// Has `watch` tell of what happens to the log in `directory`, by what the names mean now: a reset exchanges the sliver's
+/// folder, and nothing ever happens again in the one before. Returns whether there is a sliver.
+fn look_at(watch: &OwnedFd, directory: &Path) -> io::Result<bool> {
+    use inotify::WatchFlags;
+    let add = |path: &Path, flags| match inotify::add_watch(watch, path, flags) {
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        result => result.map(|_| true),
+    };
+    // The sliver's folder first: it tells when the log is made.
+    let exists = add(directory.parent().unwrap_or(directory), WatchFlags::CREATE | WatchFlags::MOVE_SELF)?;
+    add(directory, WatchFlags::MODIFY | WatchFlags::CREATE)?;
+    Ok(exists)
 }
 
 /// The first argument of the reader after the directory if it is to go on.
@@ -298,6 +313,10 @@ pub(crate) fn read_some(mut pipe: &File, most: usize) -> io::Result<(Vec<u8>, bo
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
+    use rustix::fs::{CWD, RenameFlags};
+
     use super::*;
 
     fn text(bytes: Vec<u8>) -> String {
@@ -410,5 +429,48 @@ mod tests {
         }
         let read = reader.join().unwrap();
         assert!(read.lines().enumerate().all(|(at, line)| line.ends_with(&format!(" {at}"))));
+    }
+
+    /// Tells what was read so far whenever the reader is about to wait.
+    struct Told(Vec<u8>, mpsc::Sender<String>);
+
+    impl Write for Told {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.1.send(text(self.0.clone())).map_err(io::Error::other)
+        }
+    }
+
+    #[test]
+    fn who_follows_sees_a_log_that_is_made_later_and_one_after_a_reset() {
+        let folder = tempfile::tempdir().unwrap();
+        let [sliver, fresh] = ["sliver", "fresh"].map(|name| folder.path().join(name));
+        fs::create_dir(&sliver).unwrap();
+        let directory = sliver.join("log");
+        let (sender, told) = mpsc::channel();
+        let reader = {
+            let directory = directory.clone();
+            std::thread::spawn(move || copy(&directory, true, &mut Told(Vec::new(), sender)))
+        };
+        let until = |expect: &str| {
+            while !told.recv_timeout(Duration::from_secs(20)).expect(expect).ends_with(expect) {}
+        };
+        until("");
+        let mut log = Log::open(&directory, "s").unwrap();
+        log.note("first").unwrap();
+        until("node first\n");
+        fs::create_dir(&fresh).unwrap();
+        rustix::fs::renameat_with(CWD, &fresh, CWD, &sliver, RenameFlags::EXCHANGE).unwrap();
+        let mut log = Log::open(&directory, "s").unwrap();
+        log.note("second").unwrap();
+        until("node second\n");
+        fs::remove_dir_all(&fresh).unwrap();
+        log.note("third").unwrap();
+        until("node third\n");
+        fs::rename(&sliver, &fresh).unwrap();
+        reader.join().unwrap().unwrap();
     }
 }

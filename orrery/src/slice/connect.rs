@@ -105,11 +105,8 @@ impl Slivers {
 
     /// The nodes of these ids; all of the slice's if there are none.
     pub(crate) fn chosen(&self, nodes: &[String]) -> Result<Vec<String>> {
-        let slice = &self.slice;
-        if let Some(other) = nodes.iter().find(|node| !self.nodes.contains(node)) {
-            bail!("{slice} has no sliver on `{other}`: it has some on {}", self.listed());
-        }
-        ensure!(!self.nodes.is_empty(), "{slice} is on no node: give it one with `orrery slice assign`");
+        on_all(&self.slice, &self.nodes, nodes)?;
+        ensure!(!self.nodes.is_empty(), "{} is on no node: give it one with `orrery slice assign`", self.slice);
         Ok(if nodes.is_empty() { self.nodes.clone() } else { nodes.to_vec() })
     }
 
@@ -117,12 +114,8 @@ impl Slivers {
     pub(crate) fn one(&self, node: Option<&str>) -> Result<String> {
         match &self.chosen(&node.map(str::to_owned).into_iter().collect::<Vec<_>>())?[..] {
             [one] => Ok(one.clone()),
-            _ => bail!("{} is on several nodes: say which, of {}", self.slice, self.listed()),
+            _ => bail!("{} is on several nodes: say which, of {}", self.slice, self.nodes.join(", ")),
         }
-    }
-
-    fn listed(&self) -> String {
-        if self.nodes.is_empty() { "no node".to_owned() } else { self.nodes.join(", ") }
     }
 
     /// The way to the sliver on a node. When the node reported several addresses, those are tried now.
@@ -150,6 +143,13 @@ impl Slivers {
         let address = if reported.len() == 1 { first } else { reported.iter().find(answers).unwrap_or(first) };
         Ok((address.to_string(), PORT))
     }
+}
+
+/// Checks that a slice with slivers on the nodes `has` has them on all of `wanted`.
+pub(crate) fn on_all(slice: &SliceName, has: &[String], wanted: &[String]) -> Result<()> {
+    let Some(other) = wanted.iter().find(|node| !has.contains(node)) else { return Ok(()) };
+    let listed = if has.is_empty() { "no node".to_owned() } else { has.join(", ") };
+    bail!("{slice} has no sliver on `{other}`: it has some on {listed}")
 }
 
 /// Addresses that say nothing without an interface.

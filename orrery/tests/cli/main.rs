@@ -21,7 +21,7 @@ use orrery_protocol::{
 use orrery_transport::{Client, Identity, Method, Resolver};
 use serde_json::{Value, json};
 
-use support::{Served, check, command, config, images, run};
+use support::{Served, at_a_terminal, check, command, config, images, run};
 
 #[test]
 fn from_nothing_to_a_served_install_script() {
@@ -92,6 +92,22 @@ fn from_nothing_to_a_served_install_script() {
     refused("node add n2 --out n1.toml --release-key release.key.pub", 1);
     refused("slice add demo/one --key user.pub", 1);
     refused("slice set demo/one --service-restart no", 1);
+    let unassigned = refused("slice unassign demo/one --node n7", 1);
+    assert_eq!(unassigned["message"], "demo/one has no sliver on `n7`: it has some on n1");
+    refused("slice reset demo/one", 2);
+    refused("slice reset demo/one --all --node n1", 2);
+    ok("slice reset demo/one --all");
+    ok("slice reset demo/one --node n1 --yes");
+    let asked = |line: &str, answer: &str| at_a_terminal(folder, &format!("{line} --central {url}"), answer, None);
+    for line in ["node set-state reinstall n1", "slice unassign demo/one --node n1", "slice remove demo/one"] {
+        let (status, shown) = asked(line, "y\n");
+        assert!(status == Some(1) && shown.contains("n1") && shown.contains("nothing was done"), "{line}: {shown}");
+    }
+    assert_eq!(ok("node show n1")["boot_state"], "safe");
+    assert_eq!(ok("slice show demo/one")["nodes"][0], "n1");
+    assert_eq!(asked("slice unassign demo/one --node n1 --yes", "").0, Some(0));
+    assert_eq!(asked("slice remove demo/one", "yes\n").0, Some(0));
+    refused("slice show demo/one", 3);
     refused("slice set demo/one --service --service-run x", 2);
     refused("keys new --out release.key", 1);
     refused("script publish i.json", 1);

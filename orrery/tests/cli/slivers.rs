@@ -14,7 +14,7 @@ use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionR
 use orrery_transport::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Served, check, command, config, images, run};
+use crate::support::{Served, at_a_terminal, check, command, config, images, run};
 
 /// A node's ssh server, with the slice's key for the slice's account; what runs in its sliver runs in a folder of its own.
 fn gate(folder: &Path, seed: u8) -> (u16, String) {
@@ -122,6 +122,20 @@ fn layers_are_kept_and_moved_by_nodes() {
     assert_eq!((&said["files"], &said["from"]["slice"]), (&json!(7), &json!("demo/hello")));
     assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
 
+    // Who waits sees it.
+    let (status, shown) = at_a_terminal(folder, &line("snapshot delete demo/hello b --node n2"), "yes\n", None);
+    assert!(status == Some(0) && shown.contains("waiting for n2, 0"), "{shown}");
+    let input = fs::File::open(folder.join("export")).unwrap();
+    let (status, shown) = at_a_terminal(folder, &line("import demo/hello --node n2 --yes"), "", Some(input));
+    assert!(status == Some(0) && shown.contains("/2.86 MiB"), "{shown}");
+
+    // Nobody takes all of it.
+    let mut unwritable = command(folder, &line("export demo/hello --node n1 --json"));
+    unwritable.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+    let failed = unwritable.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(failed.status.code() == Some(1) && said.contains("No space left on device"), "{said}");
+
     // Who refuses does not read to the end; what it says is what counts.
     fs::write(folder.join("evil"), [b"evil", &layer[..]].concat()).unwrap();
     let refused = import("evil");
@@ -129,6 +143,20 @@ fn layers_are_kept_and_moved_by_nodes() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("n2: nothing good"), "{said}");
     assert!(fs::read(folder.join("home2/layer")).unwrap() == layer);
+
+    // Nor is the rest of an export asked for that the other node refuses.
+    fs::remove_file(folder.join("home1/layer")).unwrap();
+    let endless = folder.join("home1/layer");
+    assert!(Command::new("mkfifo").arg(&endless).status().unwrap().success());
+    let writer = std::thread::spawn(move || {
+        let mut to = fs::File::options().write(true).open(&endless).unwrap();
+        to.write_all(b"evil").unwrap();
+        while to.write_all(&[1; 1 << 16]).is_ok() {}
+        fs::remove_file(endless).unwrap();
+    });
+    let refused = check(folder, &line("clone demo/hello demo/hello --node n1 --to-node n2"), 1);
+    assert_eq!(refused["message"], "n2: nothing good");
+    writer.join().unwrap();
 
     // From node to node through here; on one node, the node does it.
     fs::write(folder.join("home1/layer"), b"another").unwrap();

@@ -1,7 +1,8 @@
 //! What the tests share: the command, a central, and what a build leaves behind.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{Read, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output},
@@ -13,6 +14,10 @@ use orrery_protocol::{
     ArtifactRef, ArtifactRole, Digest, MinimumHardware, NodeConfig, ReleaseArtifact, ReleaseManifest,
 };
 use orrery_transport::{Client, Identity, Resolver};
+use rustix::{
+    fs::{Mode, OFlags},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -39,6 +44,26 @@ pub(crate) fn check(folder: &Path, line: &str, status: i32) -> Value {
     let text = if status == 0 { out } else { err };
     // Clap's own messages are for people.
     serde_json::from_str(text.trim()).unwrap_or(Value::Null)
+}
+
+/// `orrery` at a terminal, on which somebody types `answer`, if it does not read an `input`: its exit status, and what the terminal
+/// showed but results.
+pub(crate) fn at_a_terminal(folder: &Path, line: &str, answer: &str, input: Option<File>) -> (Option<i32>, String) {
+    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&person).unwrap();
+    unlockpt(&person).unwrap();
+    let name = ptsname(&person, Vec::new()).unwrap();
+    let terminal = File::from(rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap());
+    let mut person = File::from(person);
+    person.write_all(answer.as_bytes()).unwrap();
+    let mut command = command(folder, line);
+    command.stdin(input.unwrap_or_else(|| terminal.try_clone().unwrap())).stderr(terminal).env("TERM", "xterm");
+    let status = command.output().unwrap().status;
+    drop(command);
+    let mut shown = Vec::new();
+    // A terminal that nobody else has open ends with an error.
+    let _ = person.read_to_end(&mut shown);
+    (status.code(), String::from_utf8_lossy(&shown).into_owned())
 }
 
 /// What a build leaves behind.

@@ -32,7 +32,7 @@ pub(super) fn manager(bench: &Bench<'_>) -> Result<()> {
     let orrery = |arguments: &[&str]| lab.orrery(arguments.iter().copied(), [] as [&Path; 0]).map(drop);
     orrery(&["slice", "set", "test/changed", "--rspec", "cpu_share=55"])?;
     orrery(&["slice", "suspend", "test/held", "--reason", "because"])?;
-    orrery(&["slice", "reset", "test/fresh"])?;
+    orrery(&["slice", "reset", "test/fresh", "--all"])?;
     orrery(&["slice", "remove", "test/gone"])?;
     lab.add_slice("test/late", &["n1"], &["mem_limit=64M", "disk_quota=32M"])?;
     node.wait_for(KILLS, "end of the kills", || Ok(shell.run("cat /tmp/kills || true", EARLY)?.contains("over\n")))?;

@@ -72,7 +72,7 @@ fn started_over(lab: &Lab, node: &Node, ssh: &Ssh) -> Result<()> {
     order(lab, &["slice", "restart", "demo/rest"])?;
     printed(node, ssh, "kill -0 $(cat /root/pid) 2> /dev/null || echo ended", "ended")?;
     done(ssh, "test -e /root/count && rm /etc/debian_version")?;
-    order(lab, &["slice", "reset", "demo/rest"])?;
+    order(lab, &["slice", "reset", "demo/rest", "--all"])?;
     printed(node, ssh, "test -e /root/count || echo fresh", "fresh")?;
     done(ssh, "test -s /etc/debian_version").map(drop)
 }
