@@ -13,7 +13,8 @@ use russh::keys::PublicKey;
 
 use crate::process::Process;
 
-/// Decides who may log in. Asked anew at every authentication, so that an answer may change at any time.
+/// Decides who may log in. Asked anew at every authentication, so that an answer may change at any time; and while a connection
+/// lasts, if [`crate::Limits::recheck`] says so.
 pub trait Accounts: Send + Sync + 'static {
     /// The login of `user` with `key`, or `None` to refuse. That the client holds the private half is proven by
     /// the caller before the login is used.

@@ -1,12 +1,13 @@
 //! One client's connection: authentication, and requests for sessions.
 
-use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
     keys::{HashAlg, PublicKey},
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey},
 };
+use tokio::time::sleep;
 
 use crate::{
     account::{Accounts, Command, Login, Network, Pty, Session, SessionRequest, WindowSize},
@@ -14,6 +15,7 @@ use crate::{
     flow::Backlog,
     forward::{Forwards, Listening},
     places::{Crowded, Place},
+    server::Limits,
 };
 
 /// The longest command line, and the longest value of an environment variable, in bytes.
@@ -26,6 +28,7 @@ pub(crate) struct Connection {
     accounts: Arc<dyn Accounts>,
     peer: SocketAddr,
     max_sessions: usize,
+    recheck: Option<Duration>,
     forwards: Forwards,
     backlog: Arc<Backlog>,
     place: Arc<Place>,
@@ -71,12 +74,13 @@ impl Connection {
     pub(crate) fn new(
         accounts: Arc<dyn Accounts>,
         peer: SocketAddr,
-        max_sessions: usize,
+        limits: &Limits,
         forwards: Forwards,
         backlog: Arc<Backlog>,
         place: Arc<Place>,
     ) -> Self {
-        Self { accounts, peer, max_sessions, forwards, backlog, place, login: None, channels: HashMap::new() }
+        let (max_sessions, recheck) = (limits.sessions, limits.recheck);
+        Self { accounts, peer, max_sessions, recheck, forwards, backlog, place, login: None, channels: HashMap::new() }
     }
 
     fn network(&self) -> Option<Arc<dyn Network>> {
@@ -90,6 +94,23 @@ impl Connection {
 
     fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
         self.accounts.authorize(user, key)
+    }
+
+    /// Ends the connection once its key does not open the account any more: what was started and is forwarded ends with it.
+    fn watch(&self, user: &str, key: &PublicKey) {
+        let Some(recheck) = self.recheck else { return };
+        let (accounts, backlog) = (self.accounts.clone(), Arc::downgrade(&self.backlog));
+        let (user, key) = (user.to_owned(), key.clone());
+        tokio::spawn(async move {
+            loop {
+                sleep(recheck).await;
+                // Gone with the connection.
+                let Some(backlog) = backlog.upgrade() else { return };
+                if accounts.authorize(&user, &key).is_none() {
+                    return backlog.dismiss("your key does not open this account any more");
+                }
+            }
+        });
     }
 
     fn preparing(&mut self, id: ChannelId) -> Option<&mut Preparing> {
@@ -158,6 +179,7 @@ impl server::Handler for Connection {
             Some(login) => {
                 let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
                 tracing::info!(user, peer = %self.peer, key = %fingerprint, "logged in");
+                self.watch(user, key.public_key);
                 // Whoever finds no place hears why: a refused key would be the wrong story.
                 self.login = Some(match self.place.log_in(user) {
                     Ok(()) => login,

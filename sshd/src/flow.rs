@@ -21,6 +21,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::SetOnce,
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -39,6 +40,7 @@ const TRICKLE_BYTES: usize = 2048;
 pub(crate) struct Backlog {
     last: Mutex<Instant>,
     queued: AtomicUsize,
+    dismissed: SetOnce<String>,
     severed: AtomicBool,
     reader: Mutex<Option<Waker>>,
     writer: Mutex<Option<Waker>>,
@@ -49,6 +51,7 @@ impl Default for Backlog {
         Self {
             last: Mutex::new(Instant::now()),
             queued: AtomicUsize::default(),
+            dismissed: SetOnce::new(),
             severed: AtomicBool::default(),
             reader: Mutex::default(),
             writer: Mutex::default(),
@@ -89,6 +92,16 @@ impl Backlog {
     /// The window to grant next time.
     pub(crate) fn window(&self) -> u32 {
         if self.is_high() { TRICKLE_WINDOW } else { WINDOW }
+    }
+
+    /// Has the client told `why` its connection ends, and ends it. The first word counts.
+    pub(crate) fn dismiss(&self, why: impl Into<String>) {
+        let _ = self.dismissed.set(why.into());
+    }
+
+    /// Why the connection is to end, once it is.
+    pub(crate) async fn dismissed(&self) -> &str {
+        self.dismissed.wait().await
     }
 
     /// Ends the connection, whatever its peer does or does not do.

@@ -7,12 +7,19 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
 
-use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionRequest, parse_key, serve_blocking};
+use orrery_sshd::{
+    Accounts, HostKey, KeyList, Limits, LocalShell, Login, PublicKey, Session, SessionRequest, parse_key,
+    serve_blocking,
+};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -31,6 +38,10 @@ impl Bench {
     }
 
     fn with(limits: Limits, wrap: impl FnOnce(Arc<LocalShell>) -> Arc<dyn Login>) -> Self {
+        Self::admitting(limits, |keys, shell| Arc::new(KeyList::new("tester", keys, wrap(shell))))
+    }
+
+    fn admitting(limits: Limits, accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         for name in ["id", "stranger"] {
@@ -41,7 +52,7 @@ impl Bench {
         let keys = vec![parse_key(fs::read_to_string(path("id.pub")).unwrap().trim()).unwrap()];
         let env = vec![("PLACE".to_owned(), "here".to_owned())];
         let login = Arc::new(LocalShell::new(folder.path(), env).sftp("/usr/lib/openssh/sftp-server"));
-        let accounts = Arc::new(KeyList::new("tester", keys, wrap(login)));
+        let accounts = accounts(keys, login);
 
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -611,6 +622,35 @@ fn strangers_are_refused() {
     check("tester", "stranger", false);
     check("nobody", "id", false);
     check("root", "id", false);
+}
+
+/// Admits whom the list does until it is revoked.
+struct Revocable {
+    list: KeyList,
+    revoked: Arc<AtomicBool>,
+}
+
+impl Accounts for Revocable {
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        if self.revoked.load(Ordering::Relaxed) { None } else { self.list.authorize(user, key) }
+    }
+}
+
+#[test]
+fn a_connection_ends_when_its_key_is_taken_away() {
+    let revoked = Arc::new(AtomicBool::new(false));
+    let limits = Limits { recheck: Some(Duration::from_millis(20)), ..Limits::default() };
+    let bench = Bench::admitting(limits, |keys, shell| {
+        Arc::new(Revocable { list: KeyList::new("tester", keys, shell), revoked: revoked.clone() })
+    });
+    let mut ssh = bench.client("tester", "id", &["-o", "LogLevel=INFO"], "echo up; exec sleep 1000");
+    let mut ssh = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    ssh.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    revoked.store(true, Ordering::Relaxed);
+    let output = ssh.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("your key does not open this account any more"), "{stderr}");
 }
 
 #[test]
