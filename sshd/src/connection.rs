@@ -11,8 +11,8 @@ use tokio::time::sleep;
 
 use crate::{
     account::{Accounts, Command, Login, Network, Pty, Session, SessionRequest, WindowSize},
-    channel::{self, Chunk, Control, Feed, feed},
-    flow::Backlog,
+    channel::{self, Control, Feed, feed},
+    flow::{Backlog, MOST_QUEUED},
     forward::{Forwards, Listening},
     places::{Crowded, Place},
     server::Limits,
@@ -126,6 +126,24 @@ impl Connection {
         }
     }
 
+    /// Whether what a client sends is within its window, which the protocol library does not look at, and something can be done with
+    /// it. The channel, and then the connection, is ended otherwise.
+    fn has_room(&mut self, id: ChannelId, bytes: &[u8], session: &server::Session) -> bool {
+        let Some(feed) = self.channels.get_mut(&id).and_then(State::feed) else { return false };
+        let before = std::mem::replace(&mut feed.window, window(session, id));
+        let why = if bytes.len() > before as usize {
+            "more was sent than the channel's window had room for"
+        } else if self.backlog.queued() > MOST_QUEUED {
+            "too much waits for programs that do not read it"
+        } else {
+            return true;
+        };
+        // Not as by an end of file: the process must not take a part for the whole.
+        self.channels.remove(&id);
+        self.backlog.dismiss(why);
+        false
+    }
+
     fn start(&mut self, id: ChannelId, command: Command, session: &mut server::Session) -> Result<(), russh::Error> {
         let Some(login) = self.login.clone() else { return session.channel_failure(id) };
         let Preparing { channel, pty, env, agent } = match self.channels.remove(&id) {
@@ -139,7 +157,8 @@ impl Connection {
         // The reply goes out before anything the session prints.
         session.channel_success(id)?;
         let request = SessionRequest { command, pty, env, peer: Some(self.peer) };
-        let (feed, inputs) = feed();
+        let (mut feed, inputs) = feed();
+        feed.window = window(session, id);
         self.channels.insert(id, State::Running(feed));
         let (handle, peer, backlog) = (session.handle(), self.peer, self.backlog.clone());
         tokio::spawn(async move {
@@ -296,10 +315,25 @@ impl server::Handler for Connection {
         Ok(())
     }
 
-    async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut server::Session) -> Result<(), russh::Error> {
-        if let Some(Feed { data: Some(data), .. }) = self.channels.get_mut(&id).and_then(State::feed) {
-            let _ = data.send(Chunk::new(bytes, &self.backlog));
+    async fn data(&mut self, id: ChannelId, bytes: &[u8], session: &mut server::Session) -> Result<(), russh::Error> {
+        if !self.has_room(id, bytes, session) {
+            return Ok(());
         }
+        if let Some(Feed { data: Some(data), .. }) = self.channels.get_mut(&id).and_then(State::feed) {
+            data.send(bytes, &self.backlog);
+        }
+        Ok(())
+    }
+
+    /// Nobody reads these, but they take from the window.
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        bytes: &[u8],
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        self.has_room(id, bytes, session);
         Ok(())
     }
 
@@ -430,6 +464,11 @@ fn is_harmless(name: &str, value: &str) -> bool {
         && name.len() <= 64
         && value.len() <= MAX_ENV
         && !value.contains('\0')
+}
+
+/// How many bytes a client may send on a channel.
+fn window(session: &server::Session, id: ChannelId) -> u32 {
+    session.sender_window_size(id).try_into().unwrap_or(u32::MAX)
 }
 
 fn window_size(columns: u32, rows: u32) -> WindowSize {

@@ -16,6 +16,7 @@ mod host_key;
 mod local;
 mod places;
 mod process;
+mod queue;
 mod server;
 mod terminal;
 

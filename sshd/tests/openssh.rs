@@ -9,7 +9,7 @@ use std::{
     process::{Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -213,6 +213,43 @@ fn a_slow_reader_of_what_it_sends_stalls_nothing_for_good() {
     out.read_to_end(&mut bytes).unwrap();
     assert_eq!(digest(&bytes), expect);
     assert_eq!(errors.join().unwrap(), 2 * (12 << 20));
+    assert!(ssh.wait().unwrap().success());
+}
+
+#[test]
+fn what_nobody_reads_yet_waits_at_the_client() {
+    let bench = Bench::start(Limits::default());
+    let expect = big_file(&bench.path("big"), 16);
+    // Only once there is a word for it, the command reads.
+    assert!(Command::new("mkfifo").arg(bench.path("word")).status().unwrap().success());
+    let mut ssh = bench.ssh("echo up; read word < word; exec cat");
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut ssh = ssh.spawn().unwrap();
+    let (mut input, mut output) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
+    let path = bench.path("big");
+    let sent = Arc::new(AtomicUsize::new(0));
+    let pouring = thread::spawn({
+        let sent = sent.clone();
+        move || {
+            for part in fs::read(path).unwrap().chunks(64 << 10) {
+                input.write_all(part).unwrap();
+                sent.fetch_add(part.len(), Ordering::Relaxed);
+            }
+        }
+    });
+    output.read_exact(&mut [0; 3]).unwrap();
+    // Long enough for all of it, were it taken.
+    let mut before = usize::MAX;
+    while sent.load(Ordering::Relaxed) != before {
+        before = sent.load(Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert!(before < 8 << 20, "{before} bytes went to a command that reads nothing");
+    fs::write(bench.path("word"), "read\n").unwrap();
+    let mut bytes = Vec::new();
+    output.read_to_end(&mut bytes).unwrap();
+    pouring.join().unwrap();
+    assert_eq!(digest(&bytes), expect);
     assert!(ssh.wait().unwrap().success());
 }
 
