@@ -23,7 +23,8 @@ pub trait Accounts: Send + Sync + 'static {
 
 /// An authenticated account.
 pub trait Login: Send + Sync + 'static {
-    /// Starts what a client asks for. Called on a thread of its own, so that it may wait.
+    /// Starts what a client asks for. Called on a thread of its own, so that it may wait; of which an account has a few
+    /// ([`crate::Limits::calls_per_account`]).
     ///
     /// # Errors
     /// The client is shown the error and gets exit status 255.

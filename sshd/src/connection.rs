@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use crate::{
     account::{Accounts, Command, Login, Network, Pty, Session, SessionRequest, WindowSize},
+    calls::Calls,
     channel::{self, Control, Feed, feed},
     flow::{Backlog, MOST_QUEUED},
     forward::{Forwards, Listening},
@@ -33,6 +34,7 @@ pub(crate) struct Connection {
     backlog: Arc<Backlog>,
     place: Arc<Place>,
     login: Option<Arc<dyn Login>>,
+    calls: Calls,
     channels: HashMap<ChannelId, State>,
 }
 
@@ -80,7 +82,18 @@ impl Connection {
         place: Arc<Place>,
     ) -> Self {
         let (max_sessions, recheck) = (limits.sessions, limits.recheck);
-        Self { accounts, peer, max_sessions, recheck, forwards, backlog, place, login: None, channels: HashMap::new() }
+        Self {
+            accounts,
+            peer,
+            max_sessions,
+            recheck,
+            forwards,
+            backlog,
+            place,
+            login: None,
+            calls: Calls::new(limits.calls_per_account),
+            channels: HashMap::new(),
+        }
     }
 
     fn network(&self) -> Option<Arc<dyn Network>> {
@@ -160,12 +173,11 @@ impl Connection {
         let (mut feed, inputs) = feed();
         feed.window = window(session, id);
         self.channels.insert(id, State::Running(feed));
-        let (handle, peer, backlog) = (session.handle(), self.peer, self.backlog.clone());
+        let (handle, peer, backlog, calls) = (session.handle(), self.peer, self.backlog.clone(), self.calls.clone());
         tokio::spawn(async move {
             let _agent = agent;
             // However long it takes, other sessions go on; what the client sends meanwhile waits in the inputs.
-            let started = tokio::task::spawn_blocking(move || login.spawn(&request)).await;
-            match started.unwrap_or_else(|e| Err(io::Error::other(e))) {
+            match calls.run(move || login.spawn(&request)).await {
                 Ok(started) => channel::run(started, channel, handle, inputs, &backlog).await,
                 Err(e) => {
                     tracing::warn!(%peer, "refusing a session: {e}");
@@ -201,7 +213,10 @@ impl server::Handler for Connection {
                 self.watch(user, key.public_key);
                 // Whoever finds no place hears why: a refused key would be the wrong story.
                 self.login = Some(match self.place.log_in(user) {
-                    Ok(()) => login,
+                    Ok(calls) => {
+                        self.calls = calls;
+                        login
+                    }
                     Err(crowded) => {
                         tracing::warn!(user, peer = %self.peer, "{crowded}");
                         Arc::new(TurnedAway(crowded))
@@ -252,7 +267,7 @@ impl server::Handler for Connection {
         };
         self.forget_ended();
         let id = channel.id();
-        if let Some(feed) = self.forwards.connect(network, channel, reply, host, port).await {
+        if let Some(feed) = self.forwards.connect(network, &self.calls, channel, reply, host, port).await {
             self.channels.insert(id, State::Forwarding(feed));
         }
         Ok(())
@@ -265,7 +280,7 @@ impl server::Handler for Connection {
         session: &mut server::Session,
     ) -> Result<bool, russh::Error> {
         let Some(network) = self.network() else { return Ok(false) };
-        match self.forwards.listen(network, address, *port, session.handle()).await {
+        match self.forwards.listen(network, &self.calls, address, *port, session.handle()).await {
             Ok(given) => {
                 *port = given;
                 Ok(true)
@@ -403,14 +418,11 @@ impl server::Handler for Connection {
     async fn agent_request(&mut self, id: ChannelId, session: &mut server::Session) -> Result<bool, russh::Error> {
         let wanted = self.preparing(id).is_some_and(|preparing| preparing.agent.is_none());
         let Some(network) = self.network().filter(|_| wanted) else { return Ok(true) };
-        let made = tokio::task::spawn_blocking(move || {
+        let made = self.calls.run(move || {
             let path = agent_path()?;
             Ok((network.agent(Path::new(&path))?, path))
         });
-        let listening = made
-            .await
-            .unwrap_or_else(|e| Err(io::Error::other(e)))
-            .and_then(|(agent, path)| Ok((path, self.forwards.agent(agent, session.handle())?)));
+        let listening = made.await.and_then(|(agent, path)| Ok((path, self.forwards.agent(agent, session.handle())?)));
         match (listening, self.preparing(id)) {
             (Ok((path, listening)), Some(preparing)) => {
                 preparing.env.push(("SSH_AUTH_SOCK".into(), path));

@@ -8,6 +8,7 @@
 //! Not here, on purpose: passwords, X11 forwarding, forwarding of Unix sockets, and any notion of who a user is.
 
 mod account;
+mod calls;
 mod channel;
 mod connection;
 mod flow;

@@ -41,6 +41,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Forwarded connections at the same time in one connection. Generous: a browser opens many.
     pub forwards: usize,
+    /// Calls at the same time that an account has where they may block: to start sessions, to make sockets, to find hosts. Others wait.
+    pub calls_per_account: usize,
     /// Keys a client may try. Generous: agents offer all they have.
     pub auth_attempts: usize,
     /// Time to log in.
@@ -66,6 +68,8 @@ impl Default for Limits {
             strangers_per_source: 16,
             sessions: 10,
             forwards: 128,
+            // Of 512 threads.
+            calls_per_account: 16,
             auth_attempts: 10,
             login_grace: Duration::from_secs(60),
             recheck: None,

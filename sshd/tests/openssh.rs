@@ -1,6 +1,7 @@
 //! The stock OpenSSH client against a server on loopback. `cargo xtask setup` installs the client.
 
 use std::{
+    convert::Infallible,
     fs::{self, File},
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -17,7 +18,7 @@ use std::{
 };
 
 use orrery_sshd::{
-    Accounts, HostKey, KeyList, Limits, LocalShell, Login, PublicKey, Session, SessionRequest, parse_key,
+    Accounts, HostKey, KeyList, Limits, LocalShell, Login, PublicKey, Session, SessionRequest, parse_key, serve,
     serve_blocking,
 };
 use sha2::{Digest, Sha256};
@@ -42,6 +43,26 @@ impl Bench {
     }
 
     fn admitting(limits: Limits, accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>) -> Self {
+        Self::served(accounts, |listener, host_key, accounts| serve_blocking(listener, host_key, accounts, limits))
+    }
+
+    /// With so many threads for what may block.
+    fn on_threads(
+        limits: Limits,
+        threads: usize,
+        accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>,
+    ) -> Self {
+        Self::served(accounts, move |listener, host_key, accounts| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().max_blocking_threads(threads).build()?;
+            runtime.block_on(serve(listener, host_key, accounts, limits))
+        })
+    }
+
+    fn served(
+        accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>,
+        serve: impl FnOnce(TcpListener, HostKey, Arc<dyn Accounts>) -> io::Result<Infallible> + Send + 'static,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         for name in ["id", "stranger"] {
@@ -58,7 +79,7 @@ impl Bench {
         let port = listener.local_addr().unwrap().port();
         let host_key = HostKey::from_seed(&HOST_SEED);
         fs::write(path("known_hosts"), format!("[127.0.0.1]:{port} {}\n", host_key.public_line())).unwrap();
-        thread::spawn(move || serve_blocking(listener, host_key, accounts, limits));
+        thread::spawn(move || serve(listener, host_key, accounts));
         Self { folder, port }
     }
 
@@ -172,6 +193,40 @@ fn a_session_slow_to_start_holds_up_no_other() {
     sender.send(()).unwrap();
     let output = held.wait_with_output().unwrap();
     assert_eq!(text(&output).0, "held\nearly");
+}
+
+/// Admits the list's user under any name. Sessions of `stuck` start only once there is a word for it.
+struct Crowd {
+    list: KeyList,
+    stuck: Arc<dyn Login>,
+}
+
+impl Accounts for Crowd {
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        let login = self.list.authorize("tester", key)?;
+        Some(if user == "stuck" { self.stuck.clone() } else { login })
+    }
+}
+
+#[test]
+fn an_account_whose_sessions_do_not_start_holds_up_no_other() {
+    let (sender, word) = mpsc::channel();
+    // Fewer threads than the account would take.
+    let limits = Limits { calls_per_account: 2, ..Limits::default() };
+    let bench = Bench::on_threads(limits, 3, |keys, shell| {
+        let stuck = Arc::new(Held { shell: shell.clone(), word: Mutex::new(word) });
+        Arc::new(Crowd { list: KeyList::new("tester", keys, shell), stuck })
+    });
+    let held: Vec<_> = (0..6)
+        .map(|_| bench.client("stuck", "id", &[], "echo held; cat").stdout(Stdio::piped()).spawn().unwrap())
+        .collect();
+    for _ in 0..3 {
+        bench.check(&[], "echo other", "other\n", 0);
+    }
+    held.iter().for_each(|_| sender.send(()).unwrap());
+    for ssh in held {
+        assert_eq!(text(&ssh.wait_with_output().unwrap()).0, "held\n");
+    }
 }
 
 #[test]
