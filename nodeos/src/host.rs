@@ -346,6 +346,12 @@ impl Elsewhere for Inside {
         self.0.try_wait()
     }
 
+    fn signal(&self, signal: Signal) {
+        if let Err(e) = self.0.signal(signal) {
+            tracing::debug!("sending a session {signal:?}: {e}");
+        }
+    }
+
     fn end(&self) {
         // Unless it has ended.
         let _ = self.0.end();

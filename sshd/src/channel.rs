@@ -96,7 +96,7 @@ pub(crate) async fn run(session: Session, channel: WriteHalf, handle: Handle, in
     let exit = match ended {
         Some(exit) => exit,
         None => {
-            process.signal(Signal::HUP);
+            process.end();
             process.wait().await
         }
     };
@@ -269,7 +269,7 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
     }
 }
 
-/// The signals with a name in RFC 4254, section 6.10.
+/// The signals with a name in RFC 4254, section 6.10. The library does not know the last.
 const SIGNALS: [(Signal, Sig); 12] = [
     (Signal::ABORT, Sig::ABRT),
     (Signal::ALARM, Sig::ALRM),
@@ -284,16 +284,40 @@ const SIGNALS: [(Signal, Sig); 12] = [
     (Signal::TERM, Sig::TERM),
     (Signal::USR1, Sig::USR1),
 ];
+const USR2: &str = "USR2";
 
 /// The signal a client names.
 pub(crate) fn signal(name: &Sig) -> Option<Signal> {
-    SIGNALS.iter().find(|(_, sig)| discriminant(sig) == discriminant(name)).map(|(signal, _)| *signal)
+    match name {
+        Sig::Custom(other) => (other == USR2).then_some(Signal::USR2),
+        name => SIGNALS.iter().find(|(_, sig)| discriminant(sig) == discriminant(name)).map(|(signal, _)| *signal),
+    }
 }
 
 /// A signal's name on the wire, and a text for people where it has none there.
 fn signal_name(number: i32) -> (Sig, String) {
     match SIGNALS.iter().find(|(signal, _)| signal.as_raw() == number) {
         Some((_, name)) => (name.clone(), String::new()),
+        None if number == Signal::USR2.as_raw() => (Sig::Custom(USR2.to_owned()), String::new()),
         None => (Sig::Custom("SIG@openssh.com".to_owned()), format!("signal {number}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_both_ways() {
+        let check = |name: Sig, expect: Option<Signal>| {
+            assert_eq!(signal(&name), expect, "{name:?}");
+            if let Some(signal) = expect {
+                assert_eq!(format!("{:?}", signal_name(signal.as_raw()).0), format!("{name:?}"));
+            }
+        };
+        SIGNALS.into_iter().for_each(|(signal, name)| check(name, Some(signal)));
+        check(Sig::Custom("USR2".into()), Some(Signal::USR2));
+        check(Sig::Custom("STOP".into()), None);
+        assert_eq!(signal_name(Signal::SYS.as_raw()).1, "signal 31");
     }
 }

@@ -125,6 +125,7 @@ fn run() -> Result<()> {
     step("a session that is killed takes its command along", || {
         expect(&slivers, "test_one", "kill -KILL $PPID; exec sleep 1000", 137, "")
     })?;
+    step("signals reach a command and what it started", || signals(&slivers))?;
     step("terminal", || terminal(&slivers))?;
     step("input", || input(&slivers))?;
 
@@ -629,6 +630,25 @@ fn terminal(slivers: &Slivers) -> Result<()> {
     }
     let code = entered.session.wait()?.code();
     ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/0"), "{code:?} {text:?}");
+    Ok(())
+}
+
+/// A signal that is sent to a session is its command's, whose end is told as it was.
+fn signals(slivers: &Slivers) -> Result<()> {
+    let start = |line: &str| -> Result<Session> {
+        let mut session = slivers.enter("test_one", request(Run::Command(line.into())))?.session;
+        session.stdout.as_mut().context("no output")?.read_exact(&mut [0; 3])?;
+        Ok(session)
+    };
+    let caught = start("trap 'exit 9' USR1; echo up; while :; do sleep 0.1; done")?;
+    caught.signal(Signal::USR1)?;
+    ensure!(caught.wait()?.code() == Some(9), "the command did not hear it: {}", caught.wait()?);
+    // The shell waits for another process of its group.
+    let killed = start("echo up; sleep 1000; exit 0")?;
+    // What ssh has no name for is not passed on: it would stand still.
+    killed.signal(Signal::STOP)?;
+    killed.signal(Signal::TERM)?;
+    ensure!(killed.wait()?.signal() == Some(Signal::TERM.as_raw()), "{}", killed.wait()?);
     Ok(())
 }
 

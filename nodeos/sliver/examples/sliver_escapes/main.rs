@@ -22,7 +22,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::{
             net::{SocketAddr, UnixDatagram, UnixListener},
-            process::CommandExt,
+            process::{CommandExt, ExitStatusExt},
         },
     },
     path::Path,
@@ -256,8 +256,8 @@ fn attempt_one(node: &Node, attempt: &Attempt) -> Result<String> {
         ensure!(is == was, "{what} was {was:?} and is {is:?}");
     }
     ensure!((clocks()? - clocks_before).abs() <= 1, "the clock was set");
-    let killed = ended.and_then(|status| status.code()).filter(|code| *code > 128);
-    Ok(killed.map_or_else(|| lines.join("; "), |code| format!("{} killed with status {code}", lines.join("; "))))
+    let killed = ended.and_then(|status| status.signal());
+    Ok(killed.map_or_else(|| lines.join("; "), |number| format!("{} killed by signal {number}", lines.join("; "))))
 }
 
 fn prove(node: &Node, proof: Proof, lines: &[String]) -> Result<()> {
