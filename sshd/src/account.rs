@@ -101,15 +101,15 @@ pub enum Command {
     Subsystem(String),
 }
 
-/// A terminal by type, size and modes; [`Pty::apply_to`] makes one like it.
+/// A terminal by type, size and modes; [`Pty::apply_to`] makes one like it, or [`orrery_sys::terminal`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pty {
     /// Value for `TERM`.
     pub term: String,
     /// Size at the start.
     pub size: WindowSize,
-    /// What keys and line ends do, as the client's terminal has it.
-    pub(crate) modes: Vec<(russh::Pty, u32)>,
+    /// What keys and line ends do, as the client's terminal has it: values of modes by their numbers in RFC 4254, section 8.
+    pub modes: Vec<(u8, u32)>,
 }
 
 /// Size of a terminal.

@@ -369,8 +369,8 @@ impl server::Handler for Connection {
     ) -> Result<(), russh::Error> {
         match self.preparing(id) {
             Some(preparing) if term.len() <= MAX_ENV && !term.contains('\0') => {
-                preparing.pty =
-                    Some(Pty { term: term.to_owned(), size: window_size(columns, rows), modes: modes.to_vec() });
+                let modes = modes.iter().map(|&(mode, value)| (mode as u8, value)).collect();
+                preparing.pty = Some(Pty { term: term.to_owned(), size: window_size(columns, rows), modes });
                 session.channel_success(id)
             }
             _ => session.channel_failure(id),

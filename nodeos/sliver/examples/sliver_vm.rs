@@ -614,10 +614,12 @@ fn hunt(slivers: &Slivers) -> Result<bool> {
 }
 
 fn terminal(slivers: &Slivers) -> Result<()> {
-    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99 });
+    // The key to erase is ^H, and ends of lines are left alone.
+    let modes = vec![(3, 8), (72, 0)];
+    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99, modes });
     let mut entered = slivers.enter("test_one", EnterRequest { pty, ..request(Run::Shell) })?;
     let mut master = File::from(entered.pty.take().context("no terminal")?);
-    master.write_all(b"stty size; tty; echo $TERM $HOME $0; exit 7\n")?;
+    master.write_all(b"stty size; stty -a; tty; echo $TERM $HOME $0; exit 7\n")?;
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
     // The master says EIO once nobody has the terminal open.
@@ -629,7 +631,8 @@ fn terminal(slivers: &Slivers) -> Result<()> {
         println!("    {line}");
     }
     let code = entered.session.wait()?.code();
-    ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/0"), "{code:?} {text:?}");
+    let expected = ["33 99", "erase = ^H;", "-onlcr", "/dev/pts/0"];
+    ensure!(code == Some(7) && expected.iter().all(|part| text.contains(part)), "{code:?} {text:?}");
     Ok(())
 }
 

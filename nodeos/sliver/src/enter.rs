@@ -75,6 +75,8 @@ pub struct Pty {
     pub rows: u16,
     /// Its width in characters.
     pub columns: u16,
+    /// Its modes, where they are not the usual: values by their numbers in RFC 4254, section 8.
+    pub modes: Vec<(u8, u32)>,
 }
 
 /// A command to run inside a sliver, as its root.

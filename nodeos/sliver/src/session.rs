@@ -16,7 +16,10 @@ use std::{
     process,
 };
 
-use orrery_sys::namespace::{self, Fork, fork};
+use orrery_sys::{
+    namespace::{self, Fork, fork},
+    terminal,
+};
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags, ResolveFlags},
@@ -118,6 +121,8 @@ fn make_terminal(pty: &Pty) -> io::Result<OwnedFd> {
     rustix::pty::unlockpt(&master)?;
     let size = Winsize { ws_row: pty.rows, ws_col: pty.columns, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(&master, size)?;
+    // Before anything runs on it that sets its own. A terminal with other keys than the client's is still a terminal.
+    let _ = terminal::set_modes(&master, &pty.modes);
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
     rustix::process::ioctl_tiocsctty(&slave)?;
     rustix::stdio::dup2_stdin(&slave)?;

@@ -363,7 +363,7 @@ fn sessions_meet(node: &Node) -> Result<()> {
 }
 
 fn terminal(node: &Node) -> Result<()> {
-    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99 });
+    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99, modes: Vec::new() });
     let mut entered = node.slivers.enter(ONE, EnterRequest { pty, run: Run::Shell, ..perl("") })?;
     let mut master = File::from(entered.pty.take().context("no terminal")?);
     master.write_all(b"stty size; su ann -c tty; exit 7\n")?;
