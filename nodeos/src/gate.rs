@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    ffi::OsString,
     io,
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
     sync::Arc,
@@ -42,7 +43,7 @@ pub enum Program {
     /// A login shell.
     Shell,
     /// A command line for the shell.
-    Line(String),
+    Line(OsString),
     /// A program without arguments.
     File(&'static str),
 }

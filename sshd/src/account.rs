@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    ffi::OsString,
     io,
     net::{IpAddr, SocketAddr},
     os::{fd::OwnedFd, unix::net::UnixListener},
@@ -95,8 +96,8 @@ pub struct SessionRequest {
 pub enum Command {
     /// A login shell.
     Shell,
-    /// A command line for the account's shell.
-    Exec(String),
+    /// A command line for the account's shell, without a zero byte.
+    Exec(OsString),
     /// A subsystem by name, as `sftp`.
     Subsystem(String),
 }

@@ -1,6 +1,9 @@
 //! One client's connection: authentication, and requests for sessions.
 
-use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, ffi::OsString, io, net::SocketAddr, os::unix::ffi::OsStringExt, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
@@ -444,12 +447,10 @@ impl server::Handler for Connection {
         command: &[u8],
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        match String::from_utf8(command.to_vec()) {
-            Ok(line) if line.len() <= MAX_COMMAND && !line.contains('\0') => {
-                self.start(id, Command::Exec(line), session)
-            }
-            _ => session.channel_failure(id),
+        if command.len() > MAX_COMMAND || command.contains(&0) {
+            return session.channel_failure(id);
         }
+        self.start(id, Command::Exec(OsString::from_vec(command.to_vec())), session)
     }
 
     async fn subsystem_request(

@@ -2,10 +2,11 @@
 
 use std::{
     convert::Infallible,
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output, Stdio},
     sync::{
@@ -160,6 +161,9 @@ fn commands_end_with_their_status() {
     bench.check(&[], "exit 3", "", 3);
     bench.check(&[], "echo $PLACE; cd / && pwd", "here\n/\n", 0);
     bench.check(&["-T"], "printf 'a b'", "a b", 0);
+    // As a file's name may be.
+    let output = bench.ssh("printf %s").arg(OsStr::from_bytes(b"'\xe4' | od -An -tx1")).output().unwrap();
+    assert_eq!(text(&output).0, " e4\n");
     // The client has no exit status for a signal.
     let output = bench.ssh("kill -TERM $$").output().unwrap();
     assert_eq!(output.status.code(), Some(255));

@@ -59,7 +59,7 @@ fn request(run: Run) -> EnterRequest {
 
 /// Runs a command line in a sliver; returns its exit status and all it wrote.
 fn inside(slivers: &Slivers, login: &str, line: &str) -> Result<(i32, String)> {
-    let Entered { session, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}"))))?;
+    let Entered { session, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}").into())))?;
     let output = session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let signalled = || output.status.signal().map(|number| 128 + number);

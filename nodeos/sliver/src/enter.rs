@@ -4,6 +4,7 @@
 //! with all that is in it. The session then hears what to do, and tells how that went, over the connection that it was given.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::{
@@ -61,7 +62,7 @@ pub enum Run {
     /// A login shell.
     Shell,
     /// A command line for the shell.
-    Command(String),
+    Command(OsString),
     /// A program of the sliver's with its arguments, its name first.
     Program(Vec<String>),
 }

@@ -289,7 +289,7 @@ fn image_unchanged(node: &Node) -> Result<()> {
 
 /// Runs a command line in the escapist's sliver; returns its exit status and all it wrote.
 fn inside(node: &Node, line: &str) -> Result<(i32, String)> {
-    let run = Run::Command(format!("exec 2>&1; {line}"));
+    let run = Run::Command(format!("exec 2>&1; {line}").into());
     let Entered { session, .. } = node.slivers.enter(ONE, EnterRequest { run, ..perl("") })?;
     let output = session.wait_with_output()?;
     Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned()))
