@@ -7,10 +7,10 @@ use std::{
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
-    keys::{HashAlg, PublicKey},
+    keys::{HashAlg, PublicKey, ssh_key::Fingerprint},
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     account::{Accounts, Command, Login, Network, Pty, Session, SessionRequest, WindowSize},
@@ -25,6 +25,11 @@ use crate::{
 /// The longest command line, and the longest value of an environment variable, in bytes.
 const MAX_COMMAND: usize = 128 << 10;
 const MAX_ENV: usize = 1024;
+/// What one connection has in the log about sessions, in lines and in what time: a session costs a client less than a login.
+const MAX_LINES: usize = 60;
+const LINES_TIME: Duration = Duration::from_secs(60);
+/// The longest name of a subsystem that is logged.
+const MAX_NAME: usize = 32;
 /// Environment variables a client may set.
 const MAX_ENVS: usize = 32;
 
@@ -37,8 +42,18 @@ pub(crate) struct Connection {
     backlog: Arc<Backlog>,
     place: Arc<Place>,
     login: Option<Arc<dyn Login>>,
+    /// Who logged in, for the log.
+    who: Option<Who>,
     calls: Calls,
     channels: HashMap<ChannelId, State>,
+}
+
+struct Who {
+    user: String,
+    key: Fingerprint,
+    /// Since when so many lines were logged.
+    since: Instant,
+    lines: usize,
 }
 
 enum State {
@@ -94,6 +109,7 @@ impl Connection {
             backlog,
             place,
             login: None,
+            who: None,
             calls: Calls::new(limits.calls_per_account),
             channels: HashMap::new(),
         }
@@ -160,6 +176,21 @@ impl Connection {
         false
     }
 
+    /// Tells the log that a session begins, but not what it does.
+    fn log(&mut self, command: &Command) {
+        let (peer, Some(who)) = (self.peer, &mut self.who) else { return };
+        if who.since.elapsed() >= LINES_TIME {
+            (who.since, who.lines) = (Instant::now(), 0);
+        }
+        who.lines += 1;
+        let (user, key, what) = (&who.user, &who.key, kind(command));
+        match who.lines {
+            ..=MAX_LINES => tracing::info!(user, %peer, %key, "session: {what}"),
+            n if n == MAX_LINES + 1 => tracing::warn!(user, %peer, %key, "sessions: more than are logged"),
+            _ => (),
+        }
+    }
+
     fn start(&mut self, id: ChannelId, command: Command, session: &mut server::Session) -> Result<(), russh::Error> {
         let Some(login) = self.login.clone() else { return session.channel_failure(id) };
         let Preparing { channel, pty, env, agent } = match self.channels.remove(&id) {
@@ -170,6 +201,7 @@ impl Connection {
             }
             None => return session.channel_failure(id),
         };
+        self.log(&command);
         // The reply goes out before anything the session prints.
         session.channel_success(id)?;
         let request = SessionRequest { command, pty, env, peer: Some(self.peer) };
@@ -213,6 +245,7 @@ impl server::Handler for Connection {
             Some(login) => {
                 let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
                 tracing::info!(user, peer = %self.peer, key = %fingerprint, "logged in");
+                self.who = Some(Who { user: user.to_owned(), key: fingerprint, since: Instant::now(), lines: 0 });
                 self.watch(user, key.public_key);
                 // Whoever finds no place hears why: a refused key would be the wrong story.
                 self.login = Some(match self.place.log_in(user) {
@@ -479,6 +512,20 @@ fn is_harmless(name: &str, value: &str) -> bool {
         && !value.contains('\0')
 }
 
+/// What kind of session is asked for, in the words of this server and the names of its subsystems.
+fn kind(command: &Command) -> &str {
+    match command {
+        Command::Shell => "shell",
+        Command::Exec(_) => "command",
+        Command::Subsystem(line) => {
+            // What follows is a layer task's arguments.
+            let name = line.split(' ').next().unwrap_or_default();
+            let plain = name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            if plain && !name.is_empty() { name } else { "subsystem" }
+        }
+    }
+}
+
 /// How many bytes a client may send on a channel.
 fn window(session: &server::Session, id: ChannelId) -> u32 {
     session.sender_window_size(id).try_into().unwrap_or(u32::MAX)
@@ -492,6 +539,18 @@ fn window_size(columns: u32, rows: u32) -> WindowSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds() {
+        let check = |command: Command, expect: &str| assert_eq!(kind(&command), expect, "{command:?}");
+        check(Command::Shell, "shell");
+        check(Command::Exec("mysql -psecret".into()), "command");
+        check(Command::Subsystem("sftp".into()), "sftp");
+        check(Command::Subsystem("orrery-snapshot create secret".into()), "orrery-snapshot");
+        check(Command::Subsystem("a\nb".into()), "subsystem");
+        check(Command::Subsystem(String::new()), "subsystem");
+        check(Command::Subsystem("x".repeat(MAX_NAME + 1)), "subsystem");
+    }
 
     #[test]
     fn variables() {
