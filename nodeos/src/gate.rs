@@ -2,9 +2,11 @@
 
 use std::{
     convert::Infallible,
+    ffi::OsString,
     io,
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,7 +17,7 @@ use orrery_sshd::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{
-    accounts::{Account, AccountFile},
+    accounts::{Account, AccountFile, AccountTable},
     paths,
 };
 
@@ -29,6 +31,9 @@ const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
 const LOGS: &str = "orrery-logs";
 const FOLLOW_LOGS: &str = "orrery-logs-follow";
 
+/// How soon a connection ends whose key was taken off its slice, or whose slice was deleted.
+const RECHECK: Duration = Duration::from_secs(5);
+
 /// Open files, enough for all connections with all that one account may forward. Slivers have a limit of their own.
 const FILES: u64 = 65_536;
 
@@ -38,7 +43,7 @@ pub enum Program {
     /// A login shell.
     Shell,
     /// A command line for the shell.
-    Line(String),
+    Line(OsString),
     /// A program without arguments.
     File(&'static str),
 }
@@ -87,7 +92,8 @@ pub fn run(host_key: HostKey, entrance: Arc<dyn Entrance>, ready: impl FnOnce())
     setrlimit(Resource::Nofile, files).context("raising the limit of open files")?;
     ready();
     let gate = Gate { accounts: Arc::new(AccountFile::new(paths::ACCOUNTS)), entrance };
-    serve_blocking(listener, host_key, Arc::new(gate), Limits::default()).context("serving ssh")
+    let limits = Limits { recheck: Some(RECHECK), ..Limits::default() };
+    serve_blocking(listener, host_key, Arc::new(gate), limits).context("serving ssh")
 }
 
 /// Accounts out of the node manager's table.
@@ -121,18 +127,14 @@ struct SliverLogin {
 
 impl Login for SliverLogin {
     fn network(&self) -> Option<Arc<dyn Network>> {
-        // As with sessions: what is there at this moment.
         let table = self.accounts.current();
-        let account = table.accounts.get(&self.login)?;
+        let account = self.account(&table).ok()?;
         (account.state == SliverState::Ready).then(|| self.entrance.network(&account.slice))
     }
 
     fn spawn(&self, request: &SessionRequest) -> io::Result<Session> {
-        // Looked up anew: a connection may outlive its sliver.
         let table = self.accounts.current();
-        let Some(account) = table.accounts.get(&self.login) else {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "this sliver was deleted"));
-        };
+        let account = self.account(&table)?;
         // Whether one gets in or not.
         if let Some(follow) = log(&request.command) {
             return self.entrance.log(&account.slice, follow);
@@ -174,6 +176,17 @@ fn log(command: &Command) -> Option<bool> {
 }
 
 impl SliverLogin {
+    /// What this login opens now. Looked up for every use: a connection may outlive its sliver, whose name may be another's since,
+    /// and the admission of its key.
+    fn account<'a>(&self, table: &'a AccountTable) -> io::Result<&'a Account> {
+        let account = table.accounts.get(&self.login);
+        let account = account.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "this sliver was deleted"))?;
+        if !admits(account, &self.key) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "your key was taken off this slice"));
+        }
+        Ok(account)
+    }
+
     /// Refuses what this login's key would not open either, without telling whether there is such a sliver.
     fn may_change(&self, other: Option<&Account>, login: &str) -> io::Result<()> {
         let refused =
@@ -227,7 +240,6 @@ mod tests {
     use orrery_sshd::{AgentListener, Family};
 
     use super::*;
-    use crate::accounts::AccountTable;
 
     /// Nothing can be entered, but what was tried is told.
     struct Closed;
@@ -326,6 +338,33 @@ mod tests {
         AccountTable::default().write(&path).unwrap();
         check("this sliver was deleted");
         assert!(gate.authorize("demo_hello", &key).is_none());
+    }
+
+    #[test]
+    fn a_login_opens_nothing_once_its_key_is_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("accounts.json");
+        let gate = Gate { accounts: Arc::new(AccountFile::new(&path)), entrance: Arc::new(Closed) };
+        let [before, after] = [1, 2].map(|seed| parse_key(&HostKey::from_seed(&[seed; 32]).public_line()).unwrap());
+        let admit = |key: &PublicKey| {
+            let slice: SliceName = "demo/hello".parse().unwrap();
+            let keys = vec![key.to_openssh().unwrap()];
+            let account = Account { slice: slice.clone(), keys, state: SliverState::Ready, error: None };
+            AccountTable { accounts: BTreeMap::from([(slice.login(), account)]) }.write(&path).unwrap();
+        };
+        admit(&before);
+        let login = gate.authorize("demo_hello", &before).unwrap();
+        assert!(login.network().is_some());
+        admit(&after);
+        assert!(login.network().is_none(), "something is forwarded");
+        let subsystem = |name: &str| Command::Subsystem(name.into());
+        let export = subsystem("orrery-export s");
+        for command in [Command::Shell, Command::Exec("id".into()), subsystem("sftp"), export, subsystem(LOGS)] {
+            let error = login.spawn(&request(command.clone())).unwrap_err().to_string();
+            assert_eq!(error, "your key was taken off this slice", "{command:?}");
+        }
+        admit(&before);
+        assert!(login.network().is_some());
     }
 
     #[test]

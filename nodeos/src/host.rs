@@ -278,18 +278,13 @@ impl Entrance for Door {
             term: pty.term.clone(),
             rows: pty.size.rows,
             columns: pty.size.columns,
+            modes: pty.modes.clone(),
         });
         let stdio = [Stream::Piped, Stream::Piped, Stream::Piped];
         let wish = EnterRequest { run, environment, directory: None, user: None, pty, stdio };
         let Entered { mut session, pty } = self.slivers.enter(&slice.login(), wish).map_err(chained)?;
         let io = match pty {
-            Some(master) => {
-                if let Some(wanted) = &request.pty {
-                    // A terminal with other keys than the client's is still a terminal.
-                    let _ = wanted.apply_to(&master);
-                }
-                SessionIo::Pty(master)
-            }
+            Some(master) => SessionIo::Pty(master),
             None => SessionIo::Pipes {
                 stdin: session.stdin.take().ok_or_else(lost)?.into(),
                 stdout: session.stdout.take().ok_or_else(lost)?.into(),
@@ -344,6 +339,12 @@ impl AsFd for Inside {
 impl Elsewhere for Inside {
     fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
         self.0.try_wait()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Err(e) = self.0.signal(signal) {
+            tracing::debug!("sending a session {signal:?}: {e}");
+        }
     }
 
     fn end(&self) {

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    ffi::OsString,
     io,
     net::{IpAddr, SocketAddr},
     os::{fd::OwnedFd, unix::net::UnixListener},
@@ -13,7 +14,8 @@ use russh::keys::PublicKey;
 
 use crate::process::Process;
 
-/// Decides who may log in. Asked anew at every authentication, so that an answer may change at any time.
+/// Decides who may log in. Asked anew at every authentication, so that an answer may change at any time; and while a connection
+/// lasts, if [`crate::Limits::recheck`] says so.
 pub trait Accounts: Send + Sync + 'static {
     /// The login of `user` with `key`, or `None` to refuse. That the client holds the private half is proven by
     /// the caller before the login is used.
@@ -22,7 +24,8 @@ pub trait Accounts: Send + Sync + 'static {
 
 /// An authenticated account.
 pub trait Login: Send + Sync + 'static {
-    /// Starts what a client asks for. Called on a thread of its own, so that it may wait.
+    /// Starts what a client asks for. Called on a thread of its own, so that it may wait; of which an account has a few
+    /// ([`crate::Limits::calls_per_account`]).
     ///
     /// # Errors
     /// The client is shown the error and gets exit status 255.
@@ -93,21 +96,21 @@ pub struct SessionRequest {
 pub enum Command {
     /// A login shell.
     Shell,
-    /// A command line for the account's shell.
-    Exec(String),
+    /// A command line for the account's shell, without a zero byte.
+    Exec(OsString),
     /// A subsystem by name, as `sftp`.
     Subsystem(String),
 }
 
-/// A terminal by type, size and modes; [`Pty::apply_to`] makes one like it.
+/// A terminal by type, size and modes; [`Pty::apply_to`] makes one like it, or [`orrery_sys::terminal`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pty {
     /// Value for `TERM`.
     pub term: String,
     /// Size at the start.
     pub size: WindowSize,
-    /// What keys and line ends do, as the client's terminal has it.
-    pub(crate) modes: Vec<(russh::Pty, u32)>,
+    /// What keys and line ends do, as the client's terminal has it: values of modes by their numbers in RFC 4254, section 8.
+    pub modes: Vec<(u8, u32)>,
 }
 
 /// Size of a terminal.

@@ -6,10 +6,7 @@ use std::{
     mem::discriminant,
     os::fd::{AsFd, OwnedFd},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -22,8 +19,9 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, time::timeout};
 
 use crate::{
     account::{Session, SessionIo, WindowSize},
-    flow::Backlog,
+    flow::{Backlog, WINDOW},
     process::{Exit, Process, watch},
+    queue,
     terminal::set_size,
 };
 
@@ -33,34 +31,8 @@ pub(crate) type WriteHalf = russh::ChannelWriteHalf<Msg>;
 const STDERR: u32 = 1;
 /// How much is read from a process at once; also the largest packet OpenSSH takes.
 pub(crate) const READ_BYTES: usize = 32 << 10;
-/// What a queued packet costs beside its bytes.
-const CHUNK_OVERHEAD: usize = 64;
 /// How long a terminal must be silent, after its shell's end, to be given up while background processes hold it open.
 const PTY_LINGER: Duration = Duration::from_millis(200);
-
-/// Received bytes on their way to a process.
-pub(crate) struct Chunk {
-    bytes: Vec<u8>,
-    backlog: Arc<Backlog>,
-}
-
-impl Chunk {
-    pub(crate) fn new(bytes: &[u8], backlog: &Arc<Backlog>) -> Self {
-        backlog.add(bytes.len() + CHUNK_OVERHEAD);
-        backlog.touch();
-        Self { bytes: bytes.to_vec(), backlog: backlog.clone() }
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        self.backlog.remove(self.bytes.len() + CHUNK_OVERHEAD);
-    }
-}
 
 /// What a client asks of a running session.
 pub(crate) enum Control {
@@ -74,7 +46,9 @@ const MAX_CONTROLS: usize = 64;
 /// What leads into a running session or forwarded connection. Dropping this ends it.
 pub(crate) struct Feed {
     /// Gone after the client's end of file.
-    pub(crate) data: Option<mpsc::UnboundedSender<Chunk>>,
+    pub(crate) data: Option<queue::Sender>,
+    /// How many bytes the client may still send, as after the last.
+    pub(crate) window: u32,
     /// What the client asks.
     pub(crate) control: mpsc::Sender<Control>,
 }
@@ -82,16 +56,16 @@ pub(crate) struct Feed {
 /// The other end of a [`Feed`].
 pub(crate) struct Inputs {
     /// What the client sends; its end is the client's end of file.
-    pub(crate) data: mpsc::UnboundedReceiver<Chunk>,
+    pub(crate) data: queue::Receiver,
     /// What the client asks; its end is the channel's end.
     pub(crate) control: mpsc::Receiver<Control>,
 }
 
-/// A new queue's two ends.
+/// The two ends of what leads into a channel that was just opened.
 pub(crate) fn feed() -> (Feed, Inputs) {
-    let (data, data_receiver) = mpsc::unbounded_channel();
+    let (data, data_receiver) = queue::queue();
     let (control, control_receiver) = mpsc::channel(MAX_CONTROLS);
-    (Feed { data: Some(data), control }, Inputs { data: data_receiver, control: control_receiver })
+    (Feed { data: Some(data), window: WINDOW, control }, Inputs { data: data_receiver, control: control_receiver })
 }
 
 /// Carries a session to its end and closes the channel.
@@ -122,7 +96,7 @@ pub(crate) async fn run(session: Session, channel: WriteHalf, handle: Handle, in
     let exit = match ended {
         Some(exit) => exit,
         None => {
-            process.signal(Signal::HUP);
+            process.end();
             process.wait().await
         }
     };
@@ -224,20 +198,20 @@ async fn output(
 }
 
 /// Copies what the client sends to a terminal. Does not end by itself.
-async fn input(mut data: mpsc::UnboundedReceiver<Chunk>, to: &AsyncFd<OwnedFd>) {
+async fn input(mut data: queue::Receiver, to: &AsyncFd<OwnedFd>) {
     while let Some(chunk) = data.recv().await {
         // What nobody reads any more is dropped, so that the client is not held up.
-        let _ = write_all(to, &chunk.bytes).await;
+        let _ = write_all(to, chunk.bytes()).await;
     }
     pending().await
 }
 
 /// Copies what the client sends to a pipe, and closes it at the client's end of file. Does not end by itself.
-async fn input_and_close(mut data: mpsc::UnboundedReceiver<Chunk>, to: AsyncFd<OwnedFd>) {
+async fn input_and_close(mut data: queue::Receiver, to: AsyncFd<OwnedFd>) {
     let mut to = Some(to);
     while let Some(chunk) = data.recv().await {
         if let Some(pipe) = &to
-            && write_all(pipe, &chunk.bytes).await.is_err()
+            && write_all(pipe, chunk.bytes()).await.is_err()
         {
             to = None;
         }
@@ -295,7 +269,7 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
     }
 }
 
-/// The signals with a name in RFC 4254, section 6.10.
+/// The signals with a name in RFC 4254, section 6.10. The library does not know the last.
 const SIGNALS: [(Signal, Sig); 12] = [
     (Signal::ABORT, Sig::ABRT),
     (Signal::ALARM, Sig::ALRM),
@@ -310,16 +284,40 @@ const SIGNALS: [(Signal, Sig); 12] = [
     (Signal::TERM, Sig::TERM),
     (Signal::USR1, Sig::USR1),
 ];
+const USR2: &str = "USR2";
 
 /// The signal a client names.
 pub(crate) fn signal(name: &Sig) -> Option<Signal> {
-    SIGNALS.iter().find(|(_, sig)| discriminant(sig) == discriminant(name)).map(|(signal, _)| *signal)
+    match name {
+        Sig::Custom(other) => (other == USR2).then_some(Signal::USR2),
+        name => SIGNALS.iter().find(|(_, sig)| discriminant(sig) == discriminant(name)).map(|(signal, _)| *signal),
+    }
 }
 
 /// A signal's name on the wire, and a text for people where it has none there.
 fn signal_name(number: i32) -> (Sig, String) {
     match SIGNALS.iter().find(|(signal, _)| signal.as_raw() == number) {
         Some((_, name)) => (name.clone(), String::new()),
+        None if number == Signal::USR2.as_raw() => (Sig::Custom(USR2.to_owned()), String::new()),
         None => (Sig::Custom("SIG@openssh.com".to_owned()), format!("signal {number}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_both_ways() {
+        let check = |name: Sig, expect: Option<Signal>| {
+            assert_eq!(signal(&name), expect, "{name:?}");
+            if let Some(signal) = expect {
+                assert_eq!(format!("{:?}", signal_name(signal.as_raw()).0), format!("{name:?}"));
+            }
+        };
+        SIGNALS.into_iter().for_each(|(signal, name)| check(name, Some(signal)));
+        check(Sig::Custom("USR2".into()), Some(Signal::USR2));
+        check(Sig::Custom("STOP".into()), None);
+        assert_eq!(signal_name(Signal::SYS.as_raw()).1, "signal 31");
     }
 }

@@ -1,24 +1,35 @@
 //! One client's connection: authentication, and requests for sessions.
 
-use std::{collections::HashMap, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    collections::HashMap, ffi::OsString, io, net::SocketAddr, os::unix::ffi::OsStringExt, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Sig,
-    keys::{HashAlg, PublicKey},
+    keys::{HashAlg, PublicKey, ssh_key::Fingerprint},
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey},
 };
+use tokio::time::{Instant, sleep};
 
 use crate::{
     account::{Accounts, Command, Login, Network, Pty, Session, SessionRequest, WindowSize},
-    channel::{self, Chunk, Control, Feed, feed},
-    flow::Backlog,
+    calls::Calls,
+    channel::{self, Control, Feed, feed},
+    flow::{Backlog, MOST_QUEUED},
     forward::{Forwards, Listening},
     places::{Crowded, Place},
+    server::Limits,
 };
 
 /// The longest command line, and the longest value of an environment variable, in bytes.
 const MAX_COMMAND: usize = 128 << 10;
 const MAX_ENV: usize = 1024;
+/// What one connection has in the log about sessions, in lines and in what time: a session costs a client less than a login.
+const MAX_LINES: usize = 60;
+const LINES_TIME: Duration = Duration::from_secs(60);
+/// The longest name of a subsystem that is logged.
+const MAX_NAME: usize = 32;
 /// Environment variables a client may set.
 const MAX_ENVS: usize = 32;
 
@@ -26,11 +37,23 @@ pub(crate) struct Connection {
     accounts: Arc<dyn Accounts>,
     peer: SocketAddr,
     max_sessions: usize,
+    recheck: Option<Duration>,
     forwards: Forwards,
     backlog: Arc<Backlog>,
     place: Arc<Place>,
     login: Option<Arc<dyn Login>>,
+    /// Who logged in, for the log.
+    who: Option<Who>,
+    calls: Calls,
     channels: HashMap<ChannelId, State>,
+}
+
+struct Who {
+    user: String,
+    key: Fingerprint,
+    /// Since when so many lines were logged.
+    since: Instant,
+    lines: usize,
 }
 
 enum State {
@@ -71,12 +94,25 @@ impl Connection {
     pub(crate) fn new(
         accounts: Arc<dyn Accounts>,
         peer: SocketAddr,
-        max_sessions: usize,
+        limits: &Limits,
         forwards: Forwards,
         backlog: Arc<Backlog>,
         place: Arc<Place>,
     ) -> Self {
-        Self { accounts, peer, max_sessions, forwards, backlog, place, login: None, channels: HashMap::new() }
+        let (max_sessions, recheck) = (limits.sessions, limits.recheck);
+        Self {
+            accounts,
+            peer,
+            max_sessions,
+            recheck,
+            forwards,
+            backlog,
+            place,
+            login: None,
+            who: None,
+            calls: Calls::new(limits.calls_per_account),
+            channels: HashMap::new(),
+        }
     }
 
     fn network(&self) -> Option<Arc<dyn Network>> {
@@ -92,6 +128,23 @@ impl Connection {
         self.accounts.authorize(user, key)
     }
 
+    /// Ends the connection once its key does not open the account any more: what was started and is forwarded ends with it.
+    fn watch(&self, user: &str, key: &PublicKey) {
+        let Some(recheck) = self.recheck else { return };
+        let (accounts, backlog) = (self.accounts.clone(), Arc::downgrade(&self.backlog));
+        let (user, key) = (user.to_owned(), key.clone());
+        tokio::spawn(async move {
+            loop {
+                sleep(recheck).await;
+                // Gone with the connection.
+                let Some(backlog) = backlog.upgrade() else { return };
+                if accounts.authorize(&user, &key).is_none() {
+                    return backlog.dismiss("your key does not open this account any more");
+                }
+            }
+        });
+    }
+
     fn preparing(&mut self, id: ChannelId) -> Option<&mut Preparing> {
         match self.channels.get_mut(&id) {
             Some(State::Preparing(preparing)) => Some(preparing),
@@ -105,6 +158,39 @@ impl Connection {
         }
     }
 
+    /// Whether what a client sends is within its window, which the protocol library does not look at, and something can be done with
+    /// it. The channel, and then the connection, is ended otherwise.
+    fn has_room(&mut self, id: ChannelId, bytes: &[u8], session: &server::Session) -> bool {
+        let Some(feed) = self.channels.get_mut(&id).and_then(State::feed) else { return false };
+        let before = std::mem::replace(&mut feed.window, window(session, id));
+        let why = if bytes.len() > before as usize {
+            "more was sent than the channel's window had room for"
+        } else if self.backlog.queued() > MOST_QUEUED {
+            "too much waits for programs that do not read it"
+        } else {
+            return true;
+        };
+        // Not as by an end of file: the process must not take a part for the whole.
+        self.channels.remove(&id);
+        self.backlog.dismiss(why);
+        false
+    }
+
+    /// Tells the log that a session begins, but not what it does.
+    fn log(&mut self, command: &Command) {
+        let (peer, Some(who)) = (self.peer, &mut self.who) else { return };
+        if who.since.elapsed() >= LINES_TIME {
+            (who.since, who.lines) = (Instant::now(), 0);
+        }
+        who.lines += 1;
+        let (user, key, what) = (&who.user, &who.key, kind(command));
+        match who.lines {
+            ..=MAX_LINES => tracing::info!(user, %peer, %key, "session: {what}"),
+            n if n == MAX_LINES + 1 => tracing::warn!(user, %peer, %key, "sessions: more than are logged"),
+            _ => (),
+        }
+    }
+
     fn start(&mut self, id: ChannelId, command: Command, session: &mut server::Session) -> Result<(), russh::Error> {
         let Some(login) = self.login.clone() else { return session.channel_failure(id) };
         let Preparing { channel, pty, env, agent } = match self.channels.remove(&id) {
@@ -115,17 +201,18 @@ impl Connection {
             }
             None => return session.channel_failure(id),
         };
+        self.log(&command);
         // The reply goes out before anything the session prints.
         session.channel_success(id)?;
         let request = SessionRequest { command, pty, env, peer: Some(self.peer) };
-        let (feed, inputs) = feed();
+        let (mut feed, inputs) = feed();
+        feed.window = window(session, id);
         self.channels.insert(id, State::Running(feed));
-        let (handle, peer, backlog) = (session.handle(), self.peer, self.backlog.clone());
+        let (handle, peer, backlog, calls) = (session.handle(), self.peer, self.backlog.clone(), self.calls.clone());
         tokio::spawn(async move {
             let _agent = agent;
             // However long it takes, other sessions go on; what the client sends meanwhile waits in the inputs.
-            let started = tokio::task::spawn_blocking(move || login.spawn(&request)).await;
-            match started.unwrap_or_else(|e| Err(io::Error::other(e))) {
+            match calls.run(move || login.spawn(&request)).await {
                 Ok(started) => channel::run(started, channel, handle, inputs, &backlog).await,
                 Err(e) => {
                     tracing::warn!(%peer, "refusing a session: {e}");
@@ -158,9 +245,14 @@ impl server::Handler for Connection {
             Some(login) => {
                 let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
                 tracing::info!(user, peer = %self.peer, key = %fingerprint, "logged in");
+                self.who = Some(Who { user: user.to_owned(), key: fingerprint, since: Instant::now(), lines: 0 });
+                self.watch(user, key.public_key);
                 // Whoever finds no place hears why: a refused key would be the wrong story.
                 self.login = Some(match self.place.log_in(user) {
-                    Ok(()) => login,
+                    Ok(calls) => {
+                        self.calls = calls;
+                        login
+                    }
                     Err(crowded) => {
                         tracing::warn!(user, peer = %self.peer, "{crowded}");
                         Arc::new(TurnedAway(crowded))
@@ -211,7 +303,7 @@ impl server::Handler for Connection {
         };
         self.forget_ended();
         let id = channel.id();
-        if let Some(feed) = self.forwards.connect(network, channel, reply, host, port).await {
+        if let Some(feed) = self.forwards.connect(network, &self.calls, channel, reply, host, port).await {
             self.channels.insert(id, State::Forwarding(feed));
         }
         Ok(())
@@ -224,7 +316,7 @@ impl server::Handler for Connection {
         session: &mut server::Session,
     ) -> Result<bool, russh::Error> {
         let Some(network) = self.network() else { return Ok(false) };
-        match self.forwards.listen(network, address, *port, session.handle()).await {
+        match self.forwards.listen(network, &self.calls, address, *port, session.handle()).await {
             Ok(given) => {
                 *port = given;
                 Ok(true)
@@ -274,10 +366,25 @@ impl server::Handler for Connection {
         Ok(())
     }
 
-    async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut server::Session) -> Result<(), russh::Error> {
-        if let Some(Feed { data: Some(data), .. }) = self.channels.get_mut(&id).and_then(State::feed) {
-            let _ = data.send(Chunk::new(bytes, &self.backlog));
+    async fn data(&mut self, id: ChannelId, bytes: &[u8], session: &mut server::Session) -> Result<(), russh::Error> {
+        if !self.has_room(id, bytes, session) {
+            return Ok(());
         }
+        if let Some(Feed { data: Some(data), .. }) = self.channels.get_mut(&id).and_then(State::feed) {
+            data.send(bytes, &self.backlog);
+        }
+        Ok(())
+    }
+
+    /// Nobody reads these, but they take from the window.
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        bytes: &[u8],
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        self.has_room(id, bytes, session);
         Ok(())
     }
 
@@ -298,8 +405,8 @@ impl server::Handler for Connection {
     ) -> Result<(), russh::Error> {
         match self.preparing(id) {
             Some(preparing) if term.len() <= MAX_ENV && !term.contains('\0') => {
-                preparing.pty =
-                    Some(Pty { term: term.to_owned(), size: window_size(columns, rows), modes: modes.to_vec() });
+                let modes = modes.iter().map(|&(mode, value)| (mode as u8, value)).collect();
+                preparing.pty = Some(Pty { term: term.to_owned(), size: window_size(columns, rows), modes });
                 session.channel_success(id)
             }
             _ => session.channel_failure(id),
@@ -347,14 +454,11 @@ impl server::Handler for Connection {
     async fn agent_request(&mut self, id: ChannelId, session: &mut server::Session) -> Result<bool, russh::Error> {
         let wanted = self.preparing(id).is_some_and(|preparing| preparing.agent.is_none());
         let Some(network) = self.network().filter(|_| wanted) else { return Ok(true) };
-        let made = tokio::task::spawn_blocking(move || {
+        let made = self.calls.run(move || {
             let path = agent_path()?;
             Ok((network.agent(Path::new(&path))?, path))
         });
-        let listening = made
-            .await
-            .unwrap_or_else(|e| Err(io::Error::other(e)))
-            .and_then(|(agent, path)| Ok((path, self.forwards.agent(agent, session.handle())?)));
+        let listening = made.await.and_then(|(agent, path)| Ok((path, self.forwards.agent(agent, session.handle())?)));
         match (listening, self.preparing(id)) {
             (Ok((path, listening)), Some(preparing)) => {
                 preparing.env.push(("SSH_AUTH_SOCK".into(), path));
@@ -376,12 +480,10 @@ impl server::Handler for Connection {
         command: &[u8],
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        match String::from_utf8(command.to_vec()) {
-            Ok(line) if line.len() <= MAX_COMMAND && !line.contains('\0') => {
-                self.start(id, Command::Exec(line), session)
-            }
-            _ => session.channel_failure(id),
+        if command.len() > MAX_COMMAND || command.contains(&0) {
+            return session.channel_failure(id);
         }
+        self.start(id, Command::Exec(OsString::from_vec(command.to_vec())), session)
     }
 
     async fn subsystem_request(
@@ -410,6 +512,25 @@ fn is_harmless(name: &str, value: &str) -> bool {
         && !value.contains('\0')
 }
 
+/// What kind of session is asked for, in the words of this server and the names of its subsystems.
+fn kind(command: &Command) -> &str {
+    match command {
+        Command::Shell => "shell",
+        Command::Exec(_) => "command",
+        Command::Subsystem(line) => {
+            // What follows is a layer task's arguments.
+            let name = line.split(' ').next().unwrap_or_default();
+            let plain = name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            if plain && !name.is_empty() { name } else { "subsystem" }
+        }
+    }
+}
+
+/// How many bytes a client may send on a channel.
+fn window(session: &server::Session, id: ChannelId) -> u32 {
+    session.sender_window_size(id).try_into().unwrap_or(u32::MAX)
+}
+
 fn window_size(columns: u32, rows: u32) -> WindowSize {
     let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     WindowSize { columns: clamp(columns), rows: clamp(rows) }
@@ -418,6 +539,18 @@ fn window_size(columns: u32, rows: u32) -> WindowSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds() {
+        let check = |command: Command, expect: &str| assert_eq!(kind(&command), expect, "{command:?}");
+        check(Command::Shell, "shell");
+        check(Command::Exec("mysql -psecret".into()), "command");
+        check(Command::Subsystem("sftp".into()), "sftp");
+        check(Command::Subsystem("orrery-snapshot create secret".into()), "orrery-snapshot");
+        check(Command::Subsystem("a\nb".into()), "subsystem");
+        check(Command::Subsystem(String::new()), "subsystem");
+        check(Command::Subsystem("x".repeat(MAX_NAME + 1)), "subsystem");
+    }
 
     #[test]
     fn variables() {

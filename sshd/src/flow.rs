@@ -5,7 +5,8 @@
 //! whose reading would empty that pipe. So received data is queued without waiting, and the queue is bounded from
 //! outside: past [`HIGH_WATER`], the connection is read only a little at a time, and windows are topped up to next to
 //! nothing. Reading never stops altogether, since the client's own window adjustments come the same way, and output may
-//! be waiting for exactly those.
+//! be waiting for exactly those. It becomes the slower the more is queued: in a week, a client that heeds its windows sends
+//! less than two MiB that nobody reads. One that does not is ended (`Connection::data`).
 
 use std::{
     io,
@@ -21,24 +22,32 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::SetOnce,
     time::{Instant, Sleep, sleep_until},
 };
 
 /// Bytes queued for all of a connection's processes from which on the client is slowed down.
 const HIGH_WATER: usize = 512 << 10;
+/// Bytes queued from which on the connection is ended: two dozen channels of which nobody has read anything for hours.
+pub(crate) const MOST_QUEUED: usize = 12 << 20;
 /// The window a channel starts with.
 pub(crate) const WINDOW: u32 = 512 << 10;
 /// The smallest window the protocol library still tops up once it is used up. A packet that small is followed by a
 /// packet of the same size only after a round trip.
 const TRICKLE_WINDOW: u32 = 2;
-/// How often, and how much, is read from a slowed down connection.
+/// How often, and how much, is read from a slowed down connection; half as often with each [`STEP`] more that is queued, so that
+/// each takes twice as long as the one before.
 const TRICKLE_INTERVAL: Duration = Duration::from_millis(10);
 const TRICKLE_BYTES: usize = 2048;
+const STEP: usize = 128 << 10;
+/// Five seconds between reads: a client must still be seen to answer.
+const MOST_STEPS: u32 = 9;
 
 /// What a connection has queued, when it last carried anything, and whether it is to end.
 pub(crate) struct Backlog {
     last: Mutex<Instant>,
     queued: AtomicUsize,
+    dismissed: SetOnce<String>,
     severed: AtomicBool,
     reader: Mutex<Option<Waker>>,
     writer: Mutex<Option<Waker>>,
@@ -49,6 +58,7 @@ impl Default for Backlog {
         Self {
             last: Mutex::new(Instant::now()),
             queued: AtomicUsize::default(),
+            dismissed: SetOnce::new(),
             severed: AtomicBool::default(),
             reader: Mutex::default(),
             writer: Mutex::default(),
@@ -91,6 +101,16 @@ impl Backlog {
         if self.is_high() { TRICKLE_WINDOW } else { WINDOW }
     }
 
+    /// Has the client told `why` its connection ends, and ends it. The first word counts.
+    pub(crate) fn dismiss(&self, why: impl Into<String>) {
+        let _ = self.dismissed.set(why.into());
+    }
+
+    /// Why the connection is to end, once it is.
+    pub(crate) async fn dismissed(&self) -> &str {
+        self.dismissed.wait().await
+    }
+
     /// Ends the connection, whatever its peer does or does not do.
     pub(crate) fn sever(&self) {
         self.severed.store(true, Ordering::Relaxed);
@@ -99,7 +119,17 @@ impl Backlog {
     }
 
     fn is_high(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) > HIGH_WATER
+        self.queued() > HIGH_WATER
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// How long to read nothing after a little was read.
+    fn interval(&self) -> Duration {
+        let steps = self.queued().saturating_sub(HIGH_WATER) / STEP;
+        TRICKLE_INTERVAL * (1 << u32::try_from(steps).unwrap_or(u32::MAX).min(MOST_STEPS))
     }
 
     pub(crate) fn is_severed(&self) -> bool {
@@ -148,7 +178,8 @@ impl AsyncRead for PacedStream {
         let mut part = ReadBuf::new(&mut chunk[..room]);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
         buf.put_slice(part.filled());
-        self.pause.as_mut().reset(Instant::now() + TRICKLE_INTERVAL);
+        let interval = self.backlog.interval();
+        self.pause.as_mut().reset(Instant::now() + interval);
         Poll::Ready(Ok(()))
     }
 }
@@ -166,5 +197,28 @@ impl AsyncWrite for PacedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growing_queue_grows_ever_slower() {
+        let check = |queued: usize, window: u32, milliseconds: u64| {
+            let backlog = Backlog::default();
+            backlog.add(queued);
+            let got = (backlog.window(), backlog.interval());
+            assert_eq!(got, (window, Duration::from_millis(milliseconds)), "{queued}");
+            backlog.remove(queued);
+            assert_eq!((backlog.queued(), backlog.window()), (0, WINDOW));
+        };
+        check(0, WINDOW, 10);
+        check(HIGH_WATER, WINDOW, 10);
+        check(HIGH_WATER + 1, TRICKLE_WINDOW, 10);
+        check(HIGH_WATER + STEP, TRICKLE_WINDOW, 20);
+        check(HIGH_WATER + 9 * STEP, TRICKLE_WINDOW, 5120);
+        check(MOST_QUEUED, TRICKLE_WINDOW, 5120);
     }
 }

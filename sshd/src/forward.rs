@@ -19,12 +19,13 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::{JoinHandle, spawn_blocking},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
 use crate::{
     account::{AgentListener, Family, Network},
+    calls::Calls,
     channel::{Feed, Inputs, READ_BYTES, WriteHalf, feed},
     flow::Backlog,
 };
@@ -75,6 +76,7 @@ impl Forwards {
     pub(crate) async fn connect(
         &self,
         network: Arc<dyn Network>,
+        calls: &Calls,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
         host: &str,
@@ -88,12 +90,12 @@ impl Forwards {
             }
         };
         let (feed, inputs) = feed();
-        let (host, backlog) = (host.to_owned(), self.backlog.clone());
+        let (host, backlog, calls) = (host.to_owned(), self.backlog.clone(), calls.clone());
         // Without its reading half, the library queues nothing: what arrives comes through the feed.
         let (_, channel) = channel.split();
         tokio::spawn(async move {
             let _place: OwnedSemaphorePermit = place;
-            match timeout(CONNECT_TIMEOUT, connect(&network, &host, port)).await {
+            match timeout(CONNECT_TIMEOUT, connect(&network, &calls, &host, port)).await {
                 Ok(Ok(stream)) => {
                     let _ = stream.set_nodelay(true);
                     reply.accept().await;
@@ -125,6 +127,7 @@ impl Forwards {
     pub(crate) async fn listen(
         &mut self,
         network: Arc<dyn Network>,
+        calls: &Calls,
         address: &str,
         port: u32,
         handle: Handle,
@@ -135,7 +138,7 @@ impl Forwards {
             return Err(refused("too many listeners"));
         }
         let port = u16::try_from(port).map_err(|_| refused("no such port"))?;
-        let socket = socket(&network, ip).await?;
+        let socket = socket(&network, calls, ip).await?;
         socket.set_reuseaddr(true)?;
         socket.bind((ip, port).into())?;
         let listener = socket.listen(WAITING)?;
@@ -187,19 +190,18 @@ fn loopback(address: &str) -> Option<IpAddr> {
 }
 
 /// A socket of `network` for `address`.
-async fn socket(network: &Arc<dyn Network>, address: IpAddr) -> io::Result<TcpSocket> {
+async fn socket(network: &Arc<dyn Network>, calls: &Calls, address: IpAddr) -> io::Result<TcpSocket> {
     let network = network.clone();
     let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
-    let made = spawn_blocking(move || network.socket(family)).await;
-    let made: OwnedFd = made.unwrap_or_else(|e| Err(io::Error::other(e)))?;
+    let made: OwnedFd = calls.run(move || network.socket(family)).await?;
     Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(made)))
 }
 
 /// Connects to the first address of `host` that answers.
-async fn connect(network: &Arc<dyn Network>, host: &str, port: u16) -> io::Result<TcpStream> {
+async fn connect(network: &Arc<dyn Network>, calls: &Calls, host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses(network, host).await? {
-        let tried = match socket(network, address).await {
+    for address in addresses(network, calls, host).await? {
+        let tried = match socket(network, calls, address).await {
             Ok(socket) => socket.connect(SocketAddr::new(address, port)).await,
             Err(error) => Err(error),
         };
@@ -211,7 +213,7 @@ async fn connect(network: &Arc<dyn Network>, host: &str, port: u16) -> io::Resul
     Err(last)
 }
 
-async fn addresses(network: &Arc<dyn Network>, host: &str) -> io::Result<Vec<IpAddr>> {
+async fn addresses(network: &Arc<dyn Network>, calls: &Calls, host: &str) -> io::Result<Vec<IpAddr>> {
     if let Ok(literal) = host.trim_matches(['[', ']']).parse() {
         return Ok(vec![literal]);
     }
@@ -219,7 +221,7 @@ async fn addresses(network: &Arc<dyn Network>, host: &str) -> io::Result<Vec<IpA
         return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
     let (network, host) = (network.clone(), host.to_owned());
-    spawn_blocking(move || network.resolve(&host)).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+    calls.run(move || network.resolve(&host)).await
 }
 
 /// What it takes to carry an accepted connection to the client.

@@ -8,6 +8,7 @@
 //! Not here, on purpose: passwords, X11 forwarding, forwarding of Unix sockets, and any notion of who a user is.
 
 mod account;
+mod calls;
 mod channel;
 mod connection;
 mod flow;
@@ -16,6 +17,7 @@ mod host_key;
 mod local;
 mod places;
 mod process;
+mod queue;
 mod server;
 mod terminal;
 

@@ -63,7 +63,7 @@ impl LocalShell {
             (shell, _) => {
                 let mut command = process::Command::new("/bin/sh");
                 match shell {
-                    Command::Exec(line) => command.args(["-c", line]),
+                    Command::Exec(line) => command.arg("-c").arg(line),
                     _ => command.arg("-l"),
                 };
                 command

@@ -6,10 +6,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
-use crate::{flow::Backlog, server::Limits};
+use tokio::sync::Semaphore;
+
+use crate::{calls::Calls, flow::Backlog, server::Limits};
 
 /// The places of one server.
 pub(crate) struct Places {
@@ -22,6 +24,8 @@ struct Table {
     next: u64,
     /// By age.
     holders: BTreeMap<u64, Holder>,
+    /// What calls of an account take turns in: beyond its connections, as long as one of these calls runs.
+    turns: HashMap<String, Weak<Semaphore>>,
 }
 
 struct Holder {
@@ -101,8 +105,8 @@ impl Table {
 }
 
 impl Place {
-    /// Takes one of the account's places.
-    pub(crate) fn log_in(&self, account: &str) -> Result<(), Crowded> {
+    /// Takes one of the account's places, and gives what it shares with the others.
+    pub(crate) fn log_in(&self, account: &str) -> Result<Calls, Crowded> {
         let limits = &self.places.limits;
         let mut table = self.places.table();
         let accounts = table.holders.values().filter_map(|holder| holder.account.as_deref());
@@ -115,7 +119,13 @@ impl Place {
             return Err(Crowded::All(all));
         }
         table.holders.get_mut(&self.number).ok_or(Crowded::Evicted)?.account = Some(account.to_owned());
-        Ok(())
+        table.turns.retain(|_, turns| turns.strong_count() > 0);
+        if let Some(turns) = table.turns.get(account).and_then(Weak::upgrade) {
+            return Ok(Calls::sharing(turns));
+        }
+        let calls = Calls::new(limits.calls_per_account);
+        table.turns.insert(account.to_owned(), Arc::downgrade(calls.turns()));
+        Ok(calls)
     }
 
     /// Whether it is an account's.
@@ -189,19 +199,32 @@ mod tests {
     }
 
     #[test]
+    fn an_account_takes_turns_with_itself_only() {
+        let places = places();
+        let [a, b, c] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|from| come(&places, from));
+        let [one, other] =
+            ["one", "other"].map(|account| [&a, &b][usize::from(account == "other")].place.log_in(account));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert!(!Arc::ptr_eq(one.turns(), other.turns()));
+        let running = one.turns().clone();
+        drop((one, a));
+        assert!(Arc::ptr_eq(&running, c.place.log_in("one").unwrap().turns()), "a new connection is no new start");
+    }
+
+    #[test]
     fn who_is_in_stays_and_nobody_takes_all() {
         let places = places();
         let [a, b, c, d] = [(); 4].map(|()| come(&places, "10.0.0.1"));
-        assert_eq!(a.place.log_in("one"), Err(Crowded::Evicted));
-        assert_eq!(b.place.log_in("one"), Ok(()));
-        assert_eq!(c.place.log_in("one"), Ok(()));
-        assert_eq!(d.place.log_in("one"), Err(Crowded::Account(2)));
+        assert_eq!(a.place.log_in("one").map(drop), Err(Crowded::Evicted));
+        assert_eq!(b.place.log_in("one").map(drop), Ok(()));
+        assert_eq!(c.place.log_in("one").map(drop), Ok(()));
+        assert_eq!(d.place.log_in("one").map(drop), Err(Crowded::Account(2)));
         assert!(b.place.is_logged_in() && !d.place.is_logged_in());
         let flood: Vec<_> = (0..20).map(|_| come(&places, "10.0.0.1")).collect();
         assert_eq!(gone(&[b, c]), [false; 2]);
-        assert_eq!(flood.last().unwrap().place.log_in("one"), Ok(()), "two that left made room");
-        assert_eq!(flood[18].place.log_in("two"), Ok(()));
-        assert_eq!(flood[17].place.log_in("three"), Ok(()));
-        assert_eq!(come(&places, "10.0.0.9").place.log_in("four"), Err(Crowded::All(3)));
+        assert_eq!(flood.last().unwrap().place.log_in("one").map(drop), Ok(()), "two that left made room");
+        assert_eq!(flood[18].place.log_in("two").map(drop), Ok(()));
+        assert_eq!(flood[17].place.log_in("three").map(drop), Ok(()));
+        assert_eq!(come(&places, "10.0.0.9").place.log_in("four").map(drop), Err(Crowded::All(3)));
     }
 }

@@ -35,6 +35,9 @@ pub trait Elsewhere: AsFd + Debug + Send + Sync + 'static {
     /// When nobody knows.
     fn try_wait(&self) -> io::Result<Option<ExitStatus>>;
 
+    /// Sends a signal to it and what it started, unless it has ended. Must not wait.
+    fn signal(&self, signal: Signal);
+
     /// Ends it.
     fn end(&self);
 }
@@ -77,8 +80,15 @@ impl Process {
         Self::Child { pid, pidfd }
     }
 
-    /// Sends a signal to the whole process group. The id cannot have been reused: nobody has waited for the process. Who is elsewhere
-    /// is ended.
+    /// Ends it with all its process group, in the way of a terminal that hangs up.
+    pub(crate) fn end(&self) {
+        match self {
+            Self::Child { .. } => self.signal(Signal::HUP),
+            Self::Elsewhere(process) => process.end(),
+        }
+    }
+
+    /// Sends a signal to the whole process group. The id cannot have been reused: nobody has waited for the process.
     pub(crate) fn signal(&self, signal: Signal) {
         match self {
             Self::Child { pid, pidfd } => {
@@ -86,7 +96,7 @@ impl Process {
                     let _ = rustix::process::pidfd_send_signal(pidfd, signal);
                 }
             }
-            Self::Elsewhere(process) => process.end(),
+            Self::Elsewhere(process) => process.signal(signal),
         }
     }
 

@@ -41,10 +41,15 @@ pub struct Limits {
     pub sessions: usize,
     /// Forwarded connections at the same time in one connection. Generous: a browser opens many.
     pub forwards: usize,
+    /// Calls at the same time that an account has where they may block: to start sessions, to make sockets, to find hosts. Others wait.
+    pub calls_per_account: usize,
     /// Keys a client may try. Generous: agents offer all they have.
     pub auth_attempts: usize,
     /// Time to log in.
     pub login_grace: Duration,
+    /// How often a connection's key is looked at whether it still opens the account; the connection is told and ended if it does
+    /// not. `None` lets whoever is in stay in.
+    pub recheck: Option<Duration>,
     /// Time after which a connection that carried no data either way is told so and ended. `None` lets people leave a
     /// shell open over the week-end.
     pub idle: Option<Duration>,
@@ -63,8 +68,11 @@ impl Default for Limits {
             strangers_per_source: 16,
             sessions: 10,
             forwards: 128,
+            // Of 512 threads.
+            calls_per_account: 16,
             auth_attempts: 10,
             login_grace: Duration::from_secs(60),
+            recheck: None,
             idle: None,
             keepalive: Duration::from_secs(30),
             keepalive_missed: 4,
@@ -165,7 +173,7 @@ async fn connection(
     let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, patience);
     let forwards = Forwards::new(limits.forwards, backlog.clone());
-    let handler = Connection::new(accounts, peer, limits.sessions, forwards, backlog.clone(), place.clone());
+    let handler = Connection::new(accounts, peer, &limits, forwards, backlog.clone(), place.clone());
     let stream = PacedStream::new(stream, backlog.clone());
     let grace = async {
         sleep(limits.login_grace).await;
@@ -179,22 +187,28 @@ async fn connection(
         let session = run_stream(config, stream, handler).await?;
         let handle = session.handle();
         let idle = async {
-            let Some(limit) = limits.idle else { return std::future::pending::<Infallible>().await };
+            let Some(limit) = limits.idle else { return std::future::pending().await };
             backlog.idle(limit).await;
-            tracing::info!(%peer, "idle for {} s", limit.as_secs());
+            format!("nothing was sent or received for {} seconds", limit.as_secs())
+        };
+        let end = async {
+            let words = tokio::select! {
+                words = idle => words,
+                words = backlog.dismissed() => words.to_owned(),
+            };
+            tracing::info!(%peer, "ending a connection: {words}");
             let farewell = async {
-                let words = format!("nothing was sent or received for {} seconds", limit.as_secs());
                 let _ = handle.disconnect(Disconnect::ByApplication, words, String::new()).await;
                 std::future::pending::<()>().await
             };
             // The words may never get through to a client that does not read.
             let _ = timeout(FAREWELL, farewell).await;
             backlog.sever();
-            std::future::pending().await
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             result = session => result,
-            never = idle => match never {},
+            never = end => match never {},
         }
     };
     tokio::select! {

@@ -1,18 +1,27 @@
 //! The stock OpenSSH client against a server on loopback. `cargo xtask setup` installs the client.
 
 use std::{
+    convert::Infallible,
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
 
-use orrery_sshd::{HostKey, KeyList, Limits, LocalShell, Login, Session, SessionRequest, parse_key, serve_blocking};
+use orrery_sshd::{
+    Accounts, HostKey, KeyList, Limits, LocalShell, Login, PublicKey, Session, SessionRequest, parse_key, serve,
+    serve_blocking,
+};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -31,6 +40,30 @@ impl Bench {
     }
 
     fn with(limits: Limits, wrap: impl FnOnce(Arc<LocalShell>) -> Arc<dyn Login>) -> Self {
+        Self::admitting(limits, |keys, shell| Arc::new(KeyList::new("tester", keys, wrap(shell))))
+    }
+
+    fn admitting(limits: Limits, accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>) -> Self {
+        Self::served(accounts, |listener, host_key, accounts| serve_blocking(listener, host_key, accounts, limits))
+    }
+
+    /// With so many threads for what may block.
+    fn on_threads(
+        limits: Limits,
+        threads: usize,
+        accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>,
+    ) -> Self {
+        Self::served(accounts, move |listener, host_key, accounts| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().max_blocking_threads(threads).build()?;
+            runtime.block_on(serve(listener, host_key, accounts, limits))
+        })
+    }
+
+    fn served(
+        accounts: impl FnOnce(Vec<PublicKey>, Arc<LocalShell>) -> Arc<dyn Accounts>,
+        serve: impl FnOnce(TcpListener, HostKey, Arc<dyn Accounts>) -> io::Result<Infallible> + Send + 'static,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         for name in ["id", "stranger"] {
@@ -41,13 +74,13 @@ impl Bench {
         let keys = vec![parse_key(fs::read_to_string(path("id.pub")).unwrap().trim()).unwrap()];
         let env = vec![("PLACE".to_owned(), "here".to_owned())];
         let login = Arc::new(LocalShell::new(folder.path(), env).sftp("/usr/lib/openssh/sftp-server"));
-        let accounts = Arc::new(KeyList::new("tester", keys, wrap(login)));
+        let accounts = accounts(keys, login);
 
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let host_key = HostKey::from_seed(&HOST_SEED);
         fs::write(path("known_hosts"), format!("[127.0.0.1]:{port} {}\n", host_key.public_line())).unwrap();
-        thread::spawn(move || serve_blocking(listener, host_key, accounts, limits));
+        thread::spawn(move || serve(listener, host_key, accounts));
         Self { folder, port }
     }
 
@@ -128,6 +161,9 @@ fn commands_end_with_their_status() {
     bench.check(&[], "exit 3", "", 3);
     bench.check(&[], "echo $PLACE; cd / && pwd", "here\n/\n", 0);
     bench.check(&["-T"], "printf 'a b'", "a b", 0);
+    // As a file's name may be.
+    let output = bench.ssh("printf %s").arg(OsStr::from_bytes(b"'\xe4' | od -An -tx1")).output().unwrap();
+    assert_eq!(text(&output).0, " e4\n");
     // The client has no exit status for a signal.
     let output = bench.ssh("kill -TERM $$").output().unwrap();
     assert_eq!(output.status.code(), Some(255));
@@ -161,6 +197,40 @@ fn a_session_slow_to_start_holds_up_no_other() {
     sender.send(()).unwrap();
     let output = held.wait_with_output().unwrap();
     assert_eq!(text(&output).0, "held\nearly");
+}
+
+/// Admits the list's user under any name. Sessions of `stuck` start only once there is a word for it.
+struct Crowd {
+    list: KeyList,
+    stuck: Arc<dyn Login>,
+}
+
+impl Accounts for Crowd {
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        let login = self.list.authorize("tester", key)?;
+        Some(if user == "stuck" { self.stuck.clone() } else { login })
+    }
+}
+
+#[test]
+fn an_account_whose_sessions_do_not_start_holds_up_no_other() {
+    let (sender, word) = mpsc::channel();
+    // Fewer threads than the account would take.
+    let limits = Limits { calls_per_account: 2, ..Limits::default() };
+    let bench = Bench::on_threads(limits, 3, |keys, shell| {
+        let stuck = Arc::new(Held { shell: shell.clone(), word: Mutex::new(word) });
+        Arc::new(Crowd { list: KeyList::new("tester", keys, shell), stuck })
+    });
+    let held: Vec<_> = (0..6)
+        .map(|_| bench.client("stuck", "id", &[], "echo held; cat").stdout(Stdio::piped()).spawn().unwrap())
+        .collect();
+    for _ in 0..3 {
+        bench.check(&[], "echo other", "other\n", 0);
+    }
+    held.iter().for_each(|_| sender.send(()).unwrap());
+    for ssh in held {
+        assert_eq!(text(&ssh.wait_with_output().unwrap()).0, "held\n");
+    }
 }
 
 #[test]
@@ -202,6 +272,43 @@ fn a_slow_reader_of_what_it_sends_stalls_nothing_for_good() {
     out.read_to_end(&mut bytes).unwrap();
     assert_eq!(digest(&bytes), expect);
     assert_eq!(errors.join().unwrap(), 2 * (12 << 20));
+    assert!(ssh.wait().unwrap().success());
+}
+
+#[test]
+fn what_nobody_reads_yet_waits_at_the_client() {
+    let bench = Bench::start(Limits::default());
+    let expect = big_file(&bench.path("big"), 16);
+    // Only once there is a word for it, the command reads.
+    assert!(Command::new("mkfifo").arg(bench.path("word")).status().unwrap().success());
+    let mut ssh = bench.ssh("echo up; read word < word; exec cat");
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut ssh = ssh.spawn().unwrap();
+    let (mut input, mut output) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
+    let path = bench.path("big");
+    let sent = Arc::new(AtomicUsize::new(0));
+    let pouring = thread::spawn({
+        let sent = sent.clone();
+        move || {
+            for part in fs::read(path).unwrap().chunks(64 << 10) {
+                input.write_all(part).unwrap();
+                sent.fetch_add(part.len(), Ordering::Relaxed);
+            }
+        }
+    });
+    output.read_exact(&mut [0; 3]).unwrap();
+    // Long enough for all of it, were it taken.
+    let mut before = usize::MAX;
+    while sent.load(Ordering::Relaxed) != before {
+        before = sent.load(Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert!(before < 8 << 20, "{before} bytes went to a command that reads nothing");
+    fs::write(bench.path("word"), "read\n").unwrap();
+    let mut bytes = Vec::new();
+    output.read_to_end(&mut bytes).unwrap();
+    pouring.join().unwrap();
+    assert_eq!(digest(&bytes), expect);
     assert!(ssh.wait().unwrap().success());
 }
 
@@ -611,6 +718,35 @@ fn strangers_are_refused() {
     check("tester", "stranger", false);
     check("nobody", "id", false);
     check("root", "id", false);
+}
+
+/// Admits whom the list does until it is revoked.
+struct Revocable {
+    list: KeyList,
+    revoked: Arc<AtomicBool>,
+}
+
+impl Accounts for Revocable {
+    fn authorize(&self, user: &str, key: &PublicKey) -> Option<Arc<dyn Login>> {
+        if self.revoked.load(Ordering::Relaxed) { None } else { self.list.authorize(user, key) }
+    }
+}
+
+#[test]
+fn a_connection_ends_when_its_key_is_taken_away() {
+    let revoked = Arc::new(AtomicBool::new(false));
+    let limits = Limits { recheck: Some(Duration::from_millis(20)), ..Limits::default() };
+    let bench = Bench::admitting(limits, |keys, shell| {
+        Arc::new(Revocable { list: KeyList::new("tester", keys, shell), revoked: revoked.clone() })
+    });
+    let mut ssh = bench.client("tester", "id", &["-o", "LogLevel=INFO"], "echo up; exec sleep 1000");
+    let mut ssh = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    ssh.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    revoked.store(true, Ordering::Relaxed);
+    let output = ssh.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("your key does not open this account any more"), "{stderr}");
 }
 
 #[test]

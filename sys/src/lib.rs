@@ -9,5 +9,6 @@ pub mod rlimit;
 pub mod seccomp;
 pub mod session;
 pub mod spawn;
+pub mod terminal;
 pub mod verity;
 pub mod watchdog;

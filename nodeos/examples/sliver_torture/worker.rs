@@ -194,7 +194,7 @@ fn enter(slivers: &Slivers, op: &Op) -> Result<Files> {
     };
     let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
     let request = EnterRequest {
-        run: Run::Command(line),
+        run: Run::Command(line.into()),
         environment: Vec::new(),
         directory: None,
         user: None,

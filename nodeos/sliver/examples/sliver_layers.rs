@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 /// Runs a command line in a sliver; what it wrote, if it ended well.
 fn inside(slivers: &Slivers, login: &str, line: &str) -> Result<String> {
     let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
-    let run = Run::Command(format!("exec 2>&1; {line}"));
+    let run = Run::Command(format!("exec 2>&1; {line}").into());
     let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
     let Entered { session, .. } = slivers.enter(login, request)?;
     let output = session.wait_with_output()?;

@@ -103,7 +103,7 @@ impl Bench {
 
     fn inside(&self, line: &str) -> Result<String> {
         let stdio = [Stream::Null, Stream::Piped, Stream::Piped];
-        let run = Run::Command(format!("exec 2>&1; {line}"));
+        let run = Run::Command(format!("exec 2>&1; {line}").into());
         let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
         let output = self.slivers.enter(LOGIN, request)?.session.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

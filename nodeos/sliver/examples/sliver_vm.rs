@@ -59,7 +59,7 @@ fn request(run: Run) -> EnterRequest {
 
 /// Runs a command line in a sliver; returns its exit status and all it wrote.
 fn inside(slivers: &Slivers, login: &str, line: &str) -> Result<(i32, String)> {
-    let Entered { session, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}"))))?;
+    let Entered { session, .. } = slivers.enter(login, request(Run::Command(format!("exec 2>&1; {line}").into())))?;
     let output = session.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let signalled = || output.status.signal().map(|number| 128 + number);
@@ -125,6 +125,7 @@ fn run() -> Result<()> {
     step("a session that is killed takes its command along", || {
         expect(&slivers, "test_one", "kill -KILL $PPID; exec sleep 1000", 137, "")
     })?;
+    step("signals reach a command and what it started", || signals(&slivers))?;
     step("terminal", || terminal(&slivers))?;
     step("input", || input(&slivers))?;
 
@@ -613,10 +614,12 @@ fn hunt(slivers: &Slivers) -> Result<bool> {
 }
 
 fn terminal(slivers: &Slivers) -> Result<()> {
-    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99 });
+    // The key to erase is ^H, and ends of lines are left alone.
+    let modes = vec![(3, 8), (72, 0)];
+    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99, modes });
     let mut entered = slivers.enter("test_one", EnterRequest { pty, ..request(Run::Shell) })?;
     let mut master = File::from(entered.pty.take().context("no terminal")?);
-    master.write_all(b"stty size; tty; echo $TERM $HOME $0; exit 7\n")?;
+    master.write_all(b"stty size; stty -a; tty; echo $TERM $HOME $0; exit 7\n")?;
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
     // The master says EIO once nobody has the terminal open.
@@ -628,7 +631,27 @@ fn terminal(slivers: &Slivers) -> Result<()> {
         println!("    {line}");
     }
     let code = entered.session.wait()?.code();
-    ensure!(code == Some(7) && text.contains("33 99") && text.contains("/dev/pts/0"), "{code:?} {text:?}");
+    let expected = ["33 99", "erase = ^H;", "-onlcr", "/dev/pts/0"];
+    ensure!(code == Some(7) && expected.iter().all(|part| text.contains(part)), "{code:?} {text:?}");
+    Ok(())
+}
+
+/// A signal that is sent to a session is its command's, whose end is told as it was.
+fn signals(slivers: &Slivers) -> Result<()> {
+    let start = |line: &str| -> Result<Session> {
+        let mut session = slivers.enter("test_one", request(Run::Command(line.into())))?.session;
+        session.stdout.as_mut().context("no output")?.read_exact(&mut [0; 3])?;
+        Ok(session)
+    };
+    let caught = start("trap 'exit 9' USR1; echo up; while :; do sleep 0.1; done")?;
+    caught.signal(Signal::USR1)?;
+    ensure!(caught.wait()?.code() == Some(9), "the command did not hear it: {}", caught.wait()?);
+    // The shell waits for another process of its group.
+    let killed = start("echo up; sleep 1000; exit 0")?;
+    // What ssh has no name for is not passed on: it would stand still.
+    killed.signal(Signal::STOP)?;
+    killed.signal(Signal::TERM)?;
+    ensure!(killed.wait()?.signal() == Some(Signal::TERM.as_raw()), "{}", killed.wait()?);
     Ok(())
 }
 

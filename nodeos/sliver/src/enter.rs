@@ -4,6 +4,7 @@
 //! with all that is in it. The session then hears what to do, and tells how that went, over the connection that it was given.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::{
@@ -19,7 +20,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{Mode, OFlags},
-    net::RecvFlags,
+    net::{RecvFlags, SendFlags},
     pipe::PipeFlags,
     process::{Pid, PidfdFlags, Signal},
 };
@@ -34,6 +35,24 @@ use crate::{
 
 /// How long the way into a sliver may take. The sliver's root can stop a process on it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What a session passes on to its command: the signals that ssh has names for (RFC 4254, section 6.10). They are told by their
+/// place here.
+pub(crate) const SIGNALS: [Signal; 13] = [
+    Signal::ABORT,
+    Signal::ALARM,
+    Signal::FPE,
+    Signal::HUP,
+    Signal::ILL,
+    Signal::INT,
+    Signal::KILL,
+    Signal::PIPE,
+    Signal::QUIT,
+    Signal::SEGV,
+    Signal::TERM,
+    Signal::USR1,
+    Signal::USR2,
+];
+
 /// The session's word that the command is about to be executed, or the socket there.
 pub(crate) const STARTED: &[u8] = b"+";
 
@@ -43,7 +62,7 @@ pub enum Run {
     /// A login shell.
     Shell,
     /// A command line for the shell.
-    Command(String),
+    Command(OsString),
     /// A program of the sliver's with its arguments, its name first.
     Program(Vec<String>),
 }
@@ -57,6 +76,8 @@ pub struct Pty {
     pub rows: u16,
     /// Its width in characters.
     pub columns: u16,
+    /// Its modes, where they are not the usual: values by their numbers in RFC 4254, section 8.
+    pub modes: Vec<(u8, u32)>,
 }
 
 /// A command to run inside a sliver, as its root.
@@ -109,20 +130,32 @@ pub struct Session {
 }
 
 impl Session {
-    /// Waits for the command's end. It exits as the command does; with 128 and the signal's number added if that was killed. A
-    /// session that was killed itself has that signal.
+    /// Waits for the command's end, which is a signal's if that killed it. A session that was killed itself stands for its command.
     ///
     /// # Errors
     /// When the connection fails.
     pub fn wait(&self) -> io::Result<ExitStatus> {
-        let mut code = [0];
+        Ok(self.wait_for_word()?.unwrap_or_else(|| ExitStatus::from_raw(Signal::KILL.as_raw())))
+    }
+
+    /// Waits for the command's end. There is no word of it from a session that was killed.
+    pub(crate) fn wait_for_word(&self) -> io::Result<Option<ExitStatus>> {
+        let mut status = [0; 4];
         // It stays there for whoever asks again.
         let (length, _) =
-            rustix::io::retry_on_intr(|| rustix::net::recv(&self.connection, &mut code, RecvFlags::PEEK))?;
-        Ok(ExitStatus::from_raw(match length {
-            0 => Signal::KILL.as_raw(),
-            _ => i32::from(code[0]) << 8,
-        }))
+            rustix::io::retry_on_intr(|| rustix::net::recv(&self.connection, &mut status, RecvFlags::PEEK))?;
+        Ok((length == status.len()).then(|| ExitStatus::from_raw(i32::from_ne_bytes(status))))
+    }
+
+    /// Sends a signal to the command's process group, if it is one of [`SIGNALS`]. Does not wait.
+    ///
+    /// # Errors
+    /// When the session has ended, or does not listen.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let Some(number) = SIGNALS.iter().position(|known| *known == signal) else { return Ok(()) };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::net::send(&self.connection, &[number as u8], flags)?;
+        Ok(())
     }
 
     /// How the command ended, if it has.
@@ -339,8 +372,28 @@ fn open_first(number: Pid, leaf: &Path) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::handover::answer;
+
+    #[test]
+    fn ends() {
+        let check = |word: &[u8], expect: Option<ExitStatus>| {
+            let (connection, inside) = UnixStream::pair().expect("making a connection");
+            let session = Session { connection, stdin: None, stdout: None, stderr: None };
+            assert_eq!(session.try_wait().expect("asking"), None);
+            (&inside).write_all(word).expect("telling");
+            drop(inside);
+            for _ in 0..2 {
+                assert_eq!(session.wait_for_word().expect("waiting"), expect, "{word:?}");
+            }
+        };
+        check(&(7_i32 << 8).to_ne_bytes(), Some(ExitStatus::from_raw(7 << 8)));
+        check(&15_i32.to_ne_bytes(), Some(ExitStatus::from_raw(15)));
+        check(b"", None);
+        check(b"no", None);
+    }
 
     #[test]
     fn answers() {

@@ -183,11 +183,14 @@ impl Run<'_> {
         let group = self.keeper.slivers.group(&self.keeper.login);
         let word = self.keeper.role.word();
         let how = if ended {
-            let status = session.wait().map_err(SliverError::Helper)?;
-            if status.code().is_none() {
-                // It was the session that was killed, as at the node's end, and its command may be about to end, too.
-                group.wait_empty(word, GRACE);
-            }
+            let status = match session.wait_for_word().map_err(SliverError::Helper)? {
+                Some(status) => status,
+                None => {
+                    // It was the session that was killed, as at the node's end, and its command may be about to end, too.
+                    group.wait_empty(word, GRACE);
+                    session.wait().map_err(SliverError::Helper)?
+                }
+            };
             let signalled = || status.signal().map(|signal| 128 + signal);
             End::Status(status.code().or_else(signalled).unwrap_or(255))
         } else {

@@ -16,7 +16,10 @@ use std::{
     process,
 };
 
-use orrery_sys::namespace::{self, Fork, fork};
+use orrery_sys::{
+    namespace::{self, Fork, fork},
+    terminal,
+};
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags, ResolveFlags},
@@ -27,7 +30,7 @@ use rustix::{
 };
 
 use crate::{
-    enter::{Command, Pty, Run, STARTED, Task, doing},
+    enter::{Command, Pty, Run, SIGNALS, STARTED, Task, doing},
     handover::{answer, receive, send},
     socket,
     user::Identity,
@@ -39,8 +42,10 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(crate) fn tell(mut session: &UnixStream, stdio: &[OwnedFd], task: &Task) -> io::Result<()> {
     let stdio: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
     send(session, &[0], &stdio, SendFlags::empty())?;
-    session.write_all(&serde_json::to_vec(task)?)?;
-    session.shutdown(Shutdown::Write)
+    let text = serde_json::to_vec(task)?;
+    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+    session.write_all(&length.to_ne_bytes())?;
+    session.write_all(&text)
 }
 
 /// The whole life of a session.
@@ -58,8 +63,10 @@ fn work(mut connection: &UnixStream) -> io::Result<()> {
     let (_, stdio) = receive(connection, &mut [0])?;
     // Whoever asked for the session is gone otherwise.
     let Ok(stdio) = <[OwnedFd; 3]>::try_from(stdio) else { return Ok(()) };
-    let mut text = Vec::new();
-    connection.read_to_end(&mut text)?;
+    let mut length = [0; 4];
+    connection.read_exact(&mut length)?;
+    let mut text = vec![0; u32::from_ne_bytes(length) as usize];
+    connection.read_exact(&mut text)?;
     let command = match serde_json::from_slice(&text)? {
         Task::Socket(wish) => return socket::make(connection, &wish),
         Task::Command(command) => command,
@@ -75,20 +82,28 @@ fn work(mut connection: &UnixStream) -> io::Result<()> {
     }
 }
 
-/// Waits for the command's end and tells of it, or until nobody would hear.
+/// Waits for the command's end and tells of it, or until nobody would hear. Passes signals on meanwhile.
 fn wait(mut connection: &UnixStream, child: Pid) -> io::Result<()> {
     let command = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
-    // The other side has said all it had to say; that it is gone altogether is a hang-up.
-    let mut events = [PollFd::new(&command, PollFlags::IN), PollFd::new(connection, PollFlags::empty())];
-    rustix::io::retry_on_intr(|| rustix::event::poll(&mut events, None))?;
-    if !events[0].revents().contains(PollFlags::IN) {
-        return Ok(());
+    loop {
+        let mut events = [PollFd::new(&command, PollFlags::IN), PollFd::new(connection, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut events, None))?;
+        if events[0].revents().contains(PollFlags::IN) {
+            break;
+        }
+        let mut number = [0];
+        if connection.read(&mut number)? == 0 {
+            return Ok(());
+        }
+        if let Some(signal) = SIGNALS.get(usize::from(number[0])) {
+            // Nobody has waited for it, so that no other has its number.
+            let _ = rustix::process::kill_process_group(child, *signal);
+        }
     }
     let status = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(child), WaitOptions::empty()))?;
-    let code = status.and_then(|(_, status)| {
-        status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal))
-    });
-    let _ = connection.write_all(&[code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)]);
+    if let Some((_, status)) = status {
+        let _ = connection.write_all(&status.as_raw().to_ne_bytes());
+    }
     Ok(())
 }
 
@@ -106,6 +121,8 @@ fn make_terminal(pty: &Pty) -> io::Result<OwnedFd> {
     rustix::pty::unlockpt(&master)?;
     let size = Winsize { ws_row: pty.rows, ws_col: pty.columns, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(&master, size)?;
+    // Before anything runs on it that sets its own. A terminal with other keys than the client's is still a terminal.
+    let _ = terminal::set_modes(&master, &pty.modes);
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
     rustix::process::ioctl_tiocsctty(&slave)?;
     rustix::stdio::dup2_stdin(&slave)?;

@@ -73,7 +73,7 @@ fn listen(control: &UnixStream, path: &Path) -> io::Result<()> {
         clean();
         return Err(error);
     }
-    // The other end has said all it had to say; that it is gone altogether is a hang-up.
+    // The other end says nothing more; that it is gone is a hang-up.
     let mut wait = [PollFd::new(control, PollFlags::empty())];
     let gone = rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, None));
     clean();

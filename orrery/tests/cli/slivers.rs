@@ -51,7 +51,7 @@ impl Login for Layers {
             ),
             _ => return self.0.spawn(request),
         };
-        self.0.spawn(&SessionRequest { command: orrery_sshd::Command::Exec(line), ..request.clone() })
+        self.0.spawn(&SessionRequest { command: orrery_sshd::Command::Exec(line.into()), ..request.clone() })
     }
 }
 

@@ -22,7 +22,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::{
             net::{SocketAddr, UnixDatagram, UnixListener},
-            process::CommandExt,
+            process::{CommandExt, ExitStatusExt},
         },
     },
     path::Path,
@@ -256,8 +256,8 @@ fn attempt_one(node: &Node, attempt: &Attempt) -> Result<String> {
         ensure!(is == was, "{what} was {was:?} and is {is:?}");
     }
     ensure!((clocks()? - clocks_before).abs() <= 1, "the clock was set");
-    let killed = ended.and_then(|status| status.code()).filter(|code| *code > 128);
-    Ok(killed.map_or_else(|| lines.join("; "), |code| format!("{} killed with status {code}", lines.join("; "))))
+    let killed = ended.and_then(|status| status.signal());
+    Ok(killed.map_or_else(|| lines.join("; "), |number| format!("{} killed by signal {number}", lines.join("; "))))
 }
 
 fn prove(node: &Node, proof: Proof, lines: &[String]) -> Result<()> {
@@ -289,7 +289,7 @@ fn image_unchanged(node: &Node) -> Result<()> {
 
 /// Runs a command line in the escapist's sliver; returns its exit status and all it wrote.
 fn inside(node: &Node, line: &str) -> Result<(i32, String)> {
-    let run = Run::Command(format!("exec 2>&1; {line}"));
+    let run = Run::Command(format!("exec 2>&1; {line}").into());
     let Entered { session, .. } = node.slivers.enter(ONE, EnterRequest { run, ..perl("") })?;
     let output = session.wait_with_output()?;
     Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned()))
@@ -363,7 +363,7 @@ fn sessions_meet(node: &Node) -> Result<()> {
 }
 
 fn terminal(node: &Node) -> Result<()> {
-    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99 });
+    let pty = Some(Pty { term: "xterm".into(), rows: 33, columns: 99, modes: Vec::new() });
     let mut entered = node.slivers.enter(ONE, EnterRequest { pty, run: Run::Shell, ..perl("") })?;
     let mut master = File::from(entered.pty.take().context("no terminal")?);
     master.write_all(b"stty size; su ann -c tty; exit 7\n")?;

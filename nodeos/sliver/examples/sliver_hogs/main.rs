@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 
 fn enter(slivers: &Slivers, login: &str, line: &str) -> Result<Session> {
     let stdio = [Stream::Null, Stream::Piped, Stream::Null];
-    let run = Run::Command(format!("exec 2>&1; {line}"));
+    let run = Run::Command(format!("exec 2>&1; {line}").into());
     let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
     let Entered { session, .. } = slivers.enter(login, request)?;
     Ok(session)

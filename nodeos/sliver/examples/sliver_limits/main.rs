@@ -89,7 +89,7 @@ impl Node {
 
     fn enter(&self, login: &str, line: &str) -> Result<Session> {
         let stdio = [Stream::Null, Stream::Piped, Stream::Null];
-        let run = Run::Command(format!("exec 2>&1; {line}"));
+        let run = Run::Command(format!("exec 2>&1; {line}").into());
         let request = EnterRequest { run, environment: Vec::new(), directory: None, user: None, pty: None, stdio };
         let Entered { session, .. } = self.slivers.enter(login, request)?;
         Ok(session)
