@@ -51,7 +51,7 @@ pub(crate) fn read(folder: &Path, tree: &mut Tree) -> Result<(), SourceError> {
                     mode: 0o777,
                     owner: stat.uid(),
                     group: stat.gid(),
-                    modified: (stat.mtime(), u32::try_from(stat.mtime_nsec()).unwrap_or(0)),
+                    modified: Metadata::time(stat.mtime(), u32::try_from(stat.mtime_nsec()).unwrap_or(0)),
                     attributes: Vec::new(),
                 };
                 tree.symlink(&path, metadata, target.as_os_str().as_bytes().to_vec()).map_err(placed)?

@@ -108,7 +108,7 @@ impl Tree {
     }
 
     pub(crate) fn directory(&mut self, path: &[u8], metadata: Metadata) -> Result<(), ImportError> {
-        metadata.check_owner(path)?;
+        metadata.check(path)?;
         let parts = components(path)?;
         self.parents(&parts)?;
         let key = parts.join(&b'/');
@@ -262,7 +262,7 @@ impl Tree {
     }
 
     fn leaf(&mut self, path: &[u8], leaf: Leaf) -> Result<usize, ImportError> {
-        leaf.metadata.check_owner(path)?;
+        leaf.metadata.check(path)?;
         self.name_bytes += bytes_of(&leaf.metadata);
         let number = self.leaves.len();
         self.leaves.push(leaf);

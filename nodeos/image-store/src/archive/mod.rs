@@ -81,14 +81,14 @@ pub struct Entry<'a, R> {
 }
 
 impl<R> Entry<'_, R> {
-    /// Refuses an owner that no sliver has. Hard links and devices have none of their own.
+    /// Refuses metadata that no file of a tree can have. Hard links and devices have none of their own.
     ///
     /// # Errors
-    /// [`ImportError::Owner`].
-    pub fn check_owner(&self) -> Result<(), ImportError> {
+    /// As for [`Metadata::check`].
+    pub fn check(&self) -> Result<(), ImportError> {
         match self.kind {
             Kind::HardLink(_) | Kind::Device(_) => Ok(()),
-            Kind::File | Kind::Directory | Kind::Symlink(_) => self.metadata.check_owner(&self.name),
+            Kind::File | Kind::Directory | Kind::Symlink(_) => self.metadata.check(&self.name),
         }
     }
 }
@@ -298,6 +298,10 @@ impl<R: Read> Archive<R> {
             }
         }
         metadata.attributes.sort();
+        if metadata.attributes.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(malformed("two of its attributes have one name"));
+        }
+        metadata.modified = Metadata::time(metadata.modified.0, metadata.modified.1);
         let kind = match header.entry_type() {
             EntryType::GNUSparse => {
                 self.sparse_header(header, sparse.get_or_insert_default())
