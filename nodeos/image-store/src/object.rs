@@ -3,12 +3,17 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
+    thread,
+    time::Duration,
 };
 
 use orrery_protocol::{Digest, Sha256};
 use orrery_sys::verity::enable_verity;
-use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens};
+use rustix::{
+    fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens},
+    io::Errno,
+};
 
 use crate::{ImportError, archive::display};
 
@@ -18,6 +23,10 @@ const FORMAT: &[u8] = b"orrery object 1\n";
 /// Files of this size in bytes, and larger ones, are sealed where the file system can. It takes a block or two of a sealed file's
 /// own, and writing out each file by itself (`ARCHITECTURE.md`, *Decisions*, has the figures).
 pub const SEALED_FROM: u64 = 16 << 10;
+
+/// How long, in milliseconds, is waited before sealing a file is tried again that seems to be open for writing: a child that another
+/// thread made has it until it runs its own program.
+const SEAL_PAUSES: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
 
 /// Seconds since 1970 that ext4 can say, with inodes of 256 bytes (Linux: `fs/ext4/ext4.h`, `EXT4_TIMESTAMP_MIN` and
 /// `EXT4_EXTRA_TIMESTAMP_MAX`).
@@ -202,7 +211,7 @@ pub(crate) fn finish(directory: impl AsFd, name: &str, size: u64, metadata: &Met
     let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
     if size >= SEALED_FROM {
         // Before the metadata, since sealing is a modification. A file that is not sealed is as good as all were before.
-        enable_verity(file.as_fd())?;
+        seal(file.as_fd())?;
     }
     metadata.apply(&file)?;
     // What the file system makes something else of would be found damaged at every look.
@@ -212,6 +221,18 @@ pub(crate) fn finish(directory: impl AsFd, name: &str, size: u64, metadata: &Met
         return Err(io::Error::other(format!("the file system made {found:?} of {metadata:?}")));
     }
     Ok(())
+}
+
+fn seal(file: BorrowedFd<'_>) -> io::Result<bool> {
+    for pause in SEAL_PAUSES {
+        match enable_verity(file) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::TXTBSY) => {
+                thread::sleep(Duration::from_millis(pause));
+            }
+            other => return other,
+        }
+    }
+    enable_verity(file)
 }
 
 #[cfg(test)]
