@@ -182,6 +182,7 @@ pub(crate) fn lacking(
     let mut objects = (0..).zip(listing.objects());
     let mut entries = skeleton(listing, limit)?;
     while let Some(entry) = entries.next()? {
+        entry.check()?;
         if entry.kind == Kind::File
             && let Some((number, id)) = objects.next()
             && seen.insert(id.0)

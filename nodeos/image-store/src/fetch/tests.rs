@@ -216,6 +216,20 @@ fn what_a_power_cut_leaves_of_a_fetch_is_not_used() {
 }
 
 #[test]
+fn what_the_disk_has_no_room_for_is_not_asked_for() {
+    let mut skeleton = Vec::new();
+    head(&mut skeleton, b"a", &Metadata::default(), What::File { size: 1 << 50 }).unwrap();
+    let skeleton = zstd::bulk::compress(&skeleton, 1).unwrap();
+    let published = Published::of(&[]);
+    let image = ArtifactRef { size: 0, ..published.image };
+    let listing = Listing::encode(&[], &[Digest([1; 32])], &skeleton).unwrap();
+    let listing = Listing::parse(&listing, &image).unwrap();
+    let (_root, store) = store();
+    let error = store.fetch(&image.sha256, &listing, u64::MAX, &mut |_| unreachable!()).unwrap_err();
+    assert!(matches!(error, ImportError::NoRoom { needed, .. } if needed == 1 << 50), "{error}");
+}
+
+#[test]
 fn what_is_not_listed_is_not_kept() {
     let published = Published::of(&[("a", FILE, "one"), ("b", FILE, "two")]);
     let (root, store) = store();
