@@ -1,13 +1,32 @@
-//! Archives that other tools write.
+//! Archives and layers as other tools write them.
 
 use std::{error::Error, fs, path::Path};
 
 use orrery_image_source::{Format, Image, Options};
 use orrery_image_store::{
     Metadata,
-    archive::write::{What, end, head},
+    archive::write::{What, end, head, pad},
 };
+use orrery_protocol::Digest;
+use serde_json::json;
 use tempfile::TempDir;
+
+type Member<'a> = (&'a str, What<'a>, &'a [u8]);
+
+fn file(name: &str) -> Member<'_> {
+    (name, What::File { size: 1 }, b"x")
+}
+
+fn archive(members: &[Member<'_>]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, what, content) in members {
+        head(&mut archive, name.as_bytes(), &Metadata::default(), *what).unwrap();
+        archive.extend_from_slice(content);
+        pad(&mut archive, content.len() as u64).unwrap();
+    }
+    end(&mut archive).unwrap();
+    archive
+}
 
 /// The format and the paths, or what is wrong.
 fn read(source: &[u8]) -> Result<(Format, Vec<String>), String> {
@@ -23,6 +42,50 @@ fn read(source: &[u8]) -> Result<(Format, Vec<String>), String> {
 /// The innermost error.
 fn cause(error: &(dyn Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), cause)
+}
+
+/// An image of one layer.
+fn layered(layer: &[u8]) -> Vec<u8> {
+    let digest = |bytes: &[u8]| format!("sha256:{}", Digest::of(bytes));
+    let describe = |kind: &str, bytes: &[u8]| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(bytes), "size": bytes.len() });
+    let config =
+        json!({ "os": "linux", "architecture": "amd64", "rootfs": { "diff_ids": [digest(layer)] } }).to_string();
+    let manifest =
+        json!({ "config": describe("config.v1+json", config.as_bytes()), "layers": [describe("layer.v1.tar", layer)] });
+    let manifest = manifest.to_string();
+    let index = json!({ "manifests": [describe("manifest.v1+json", manifest.as_bytes())] }).to_string();
+    let blobs = [layer, config.as_bytes(), manifest.as_bytes()];
+    let names = blobs.map(|blob| format!("blobs/sha256/{}", Digest::of(blob)));
+    let whole = |content: &'static str| What::File { size: content.len() as u64 };
+    let mut members: Vec<Member<'_>> = vec![("oci-layout", whole("{}"), b"{}")];
+    members.push(("index.json", What::File { size: index.len() as u64 }, index.as_bytes()));
+    for (name, blob) in names.iter().zip(blobs) {
+        members.push((name, What::File { size: blob.len() as u64 }, blob));
+    }
+    archive(&members)
+}
+
+#[test]
+fn layers_may_have_absolute_paths() {
+    let check = |members: &[Member<'_>], expect: Result<&[&str], &str>| {
+        let found = read(&layered(&archive(members))).map(|(format, paths)| {
+            assert_eq!(format, Format::OciArchive);
+            paths
+        });
+        match expect {
+            Ok(paths) => assert_eq!(found.unwrap(), paths),
+            Err(reason) => assert!(found.as_ref().unwrap_err().contains(reason), "{found:?}"),
+        }
+    };
+    check(&[("/", What::Directory, b""), file("/app/run"), file("//etc/x")], Ok(&["app", "app/run", "etc", "etc/x"]));
+    check(&[file("/a"), ("/b", What::HardLink(b"/a"), b"")], Ok(&["a", "b"]));
+    check(&[file("/../a")], Err("upwards"));
+    check(&[file("/a"), ("/b", What::HardLink(b"/../a"), b"")], Err("upwards"));
+    check(&[("/", What::Symlink(b"x"), b"")], Err("the top"));
+    check(&[("a/.wh..wh.plnk/", What::Directory, b""), file(".wh..wh.plnk/123.4"), file("b")], Ok(&["b"]));
+    // An archive that is no layer is taken as it is.
+    assert!(read(&archive(&[file("/a")])).unwrap_err().contains("absolute"));
+    assert_eq!(read(&archive(&[file(".wh..wh.plnk/1")])).unwrap().1, [".wh..wh.plnk", ".wh..wh.plnk/1"]);
 }
 
 #[test]
