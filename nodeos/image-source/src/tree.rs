@@ -104,6 +104,11 @@ impl Tree {
             self.skipped.attributes += entry.skipped_attributes;
             self.entry(entry, whiteouts)?;
         }
+        // A layer has a digest that it is compared with.
+        if whiteouts == Whiteouts::Kept && !archive.ended() {
+            let message = "the archive breaks off: it has no end marker";
+            return Err(ImportError::Reading(io::Error::new(io::ErrorKind::UnexpectedEof, message)));
+        }
         archive.finish()
     }
 

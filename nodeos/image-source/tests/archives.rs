@@ -1,4 +1,4 @@
-//! Archives and layers as other tools write them.
+//! Archives and layers as other tools write them, and as lines break them off.
 
 use std::{error::Error, fs, path::Path};
 
@@ -17,13 +17,19 @@ fn file(name: &str) -> Member<'_> {
     (name, What::File { size: 1 }, b"x")
 }
 
-fn archive(members: &[Member<'_>]) -> Vec<u8> {
+/// Without its end.
+fn open_archive(members: &[Member<'_>]) -> Vec<u8> {
     let mut archive = Vec::new();
     for (name, what, content) in members {
         head(&mut archive, name.as_bytes(), &Metadata::default(), *what).unwrap();
         archive.extend_from_slice(content);
         pad(&mut archive, content.len() as u64).unwrap();
     }
+    archive
+}
+
+fn archive(members: &[Member<'_>]) -> Vec<u8> {
+    let mut archive = open_archive(members);
     end(&mut archive).unwrap();
     archive
 }
@@ -86,6 +92,21 @@ fn layers_may_have_absolute_paths() {
     // An archive that is no layer is taken as it is.
     assert!(read(&archive(&[file("/a")])).unwrap_err().contains("absolute"));
     assert_eq!(read(&archive(&[file(".wh..wh.plnk/1")])).unwrap().1, [".wh..wh.plnk", ".wh..wh.plnk/1"]);
+}
+
+#[test]
+fn an_archive_that_breaks_off_is_refused() {
+    let members = [file("a"), file("b")];
+    let whole = archive(&members);
+    assert!(read(&whole).is_ok());
+    // Between two entries, and before the end.
+    for length in [1024, 2048] {
+        assert_eq!(read(&whole[..length]).unwrap_err(), "the archive breaks off: it has no end marker");
+    }
+    // Half of the mark is one.
+    assert!(read(&whole[..2048 + 512]).is_ok());
+    // A layer has a digest.
+    assert!(read(&layered(&open_archive(&members))).is_ok());
 }
 
 #[test]
