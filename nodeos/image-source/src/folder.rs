@@ -34,7 +34,7 @@ pub(crate) fn read(folder: &Path, tree: &mut Tree) -> Result<(), SourceError> {
             let path = if path.is_empty() { name.as_bytes().to_vec() } else { [&path, name.as_bytes()].join(&b'/') };
             let real = entry.path();
             let stat = fs::symlink_metadata(&real).map_err(SourceError::at("examining", &real))?;
-            if let Some(number) = numbers.get(&stat.ino()) {
+            if let Some(number) = numbers.get(&(stat.dev(), stat.ino())) {
                 tree.link(&path, *number).map_err(placed)?;
                 continue;
             }
@@ -67,7 +67,7 @@ pub(crate) fn read(folder: &Path, tree: &mut Tree) -> Result<(), SourceError> {
                 continue;
             };
             if stat.nlink() > 1 {
-                numbers.insert(stat.ino(), number);
+                numbers.insert((stat.dev(), stat.ino()), number);
             }
         }
     }

@@ -110,6 +110,14 @@ fn an_archive_that_breaks_off_is_refused() {
 }
 
 #[test]
+fn a_damaged_description_is_no_file_tree() {
+    let with = |text: &[u8]| read(&archive(&[("manifest.json", What::File { size: text.len() as u64 }, text)]));
+    assert!(with(br#"[{"Config":"c","#).is_err());
+    // A program's own.
+    assert_eq!(with(br#"{"name":"app"}"#).unwrap().0, Format::Archive);
+}
+
+#[test]
 fn times_and_attributes_that_no_node_could_keep() {
     let with = |metadata: &Metadata| {
         let mut archive = Vec::new();
