@@ -120,6 +120,7 @@ impl Images {
             Ok(fetched) => Ok(Brought { imported: fetched.imported, moved: listing.size + received.get() }),
             // The line, most likely: next time it goes on from here.
             Err(e) if received.get() > 0 && matches!(e.downcast_ref(), Some(ImportError::Reading(_))) => Err(e),
+            Err(e) if is_final(&e) => Err(e),
             // What brought nothing, or something else, would do so again.
             Err(e) => {
                 tracing::warn!("image {name} is not to be had by its listing: {e:#}");
@@ -240,6 +241,7 @@ impl Images {
         if let Some(listing) = listing {
             match self.by_listing(image, listing, &Cell::new(0), How::Again) {
                 Ok(_) => return Ok(()),
+                Err(e) if is_final(&e) => return Err(e),
                 Err(e) => tracing::warn!("image {} is not to be mended by its listing: {e:#}", image.sha256),
             }
         }
@@ -255,6 +257,14 @@ impl Images {
         self.store.repair(file, image, MAX_IMAGE).with_context(|| format!("importing {}", path.display()))?;
         Ok(())
     }
+}
+
+/// Whether an image that cannot be had by its listing cannot be had from its archive either: what is wrong with it is wrong there
+/// too, and it takes no less space.
+fn is_final(error: &anyhow::Error) -> bool {
+    use ImportError::{DiskFull, Hostile, Malformed, NoRoom, Owner};
+    let error = error.downcast_ref();
+    matches!(error, Some(DiskFull { .. } | NoRoom { .. } | Owner { .. } | Malformed { .. } | Hostile { .. }))
 }
 
 /// Does something with an image while no sliver runs on it, and says whether that is so.
