@@ -78,6 +78,21 @@ impl Artifacts {
         Ok(found)
     }
 
+    /// The artifacts that may be the listing of an image of `size` bytes: a listing does not say of which image it is.
+    pub(crate) fn listings(&self, size: u64) -> io::Result<Vec<Digest>> {
+        let image = ArtifactRef { sha256: Digest([0; 32]), size };
+        let mut found = Vec::new();
+        for (sha256, length, _) in self.list()? {
+            if length <= Listing::max_bytes(size).min(MAX_LISTING) {
+                let bytes = read_listing(&File::open(self.path(&sha256))?, &image)?;
+                if Listing::parse(&bytes, &image).is_ok() {
+                    found.push(sha256);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes an artifact; whether there was one. Who is being sent it still gets all of it.
     pub(crate) fn remove(&self, sha256: &Digest) -> io::Result<bool> {
         match std::fs::remove_file(self.path(sha256)) {
