@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -14,8 +15,11 @@ use axum::{
 };
 use futures_util::StreamExt;
 use orrery_image_store::{ImportError, write_contents};
-use orrery_protocol::{ArtifactRef, Digest, Listing, Sha256};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use orrery_protocol::{ArtifactRef, Digest, Listing, ListingError, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
+    sync::Semaphore,
+};
 use tokio_util::io::ReaderStream;
 
 use crate::{
@@ -29,20 +33,30 @@ const MAX_BYTES: u64 = 64 << 30;
 /// An upload that pauses for longer is given up.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 256 * 1024;
+/// No listing is longer: one of as many files as an archive may have is shorter.
+const MAX_LISTING: u64 = 256 << 20;
+/// How much of an artifact is read to see whether it is a listing at all.
+const LISTING_HEAD: u64 = 16;
+/// How many requests for files of images are answered at once. Each unpacks and compresses, and holds a listing in memory.
+const CONTENTS_AT_ONCE: usize = 4;
 /// Files of an image that are asked for at once have no more bytes together. A node asks for less, unless a single file has more.
 const MAX_CONTENTS: u64 = 1 << 30;
 
 /// The folder of artifacts.
 #[derive(Debug, Clone)]
-pub(crate) struct Artifacts(PathBuf);
+pub(crate) struct Artifacts {
+    folder: PathBuf,
+    /// One permit for each answer with files of images that is made.
+    contents: Arc<Semaphore>,
+}
 
 impl Artifacts {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        Self(folder)
+        Self { folder, contents: Arc::new(Semaphore::new(CONTENTS_AT_ONCE)) }
     }
 
     fn path(&self, sha256: &Digest) -> PathBuf {
-        self.0.join(sha256.to_string())
+        self.folder.join(sha256.to_string())
     }
 
     /// Whether an artifact is here, in its named size.
@@ -53,7 +67,7 @@ impl Artifacts {
     /// All artifacts: digest, size, and when it was stored in Unix seconds. Sorted.
     pub(crate) fn list(&self) -> io::Result<Vec<(Digest, u64, u64)>> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.0)? {
+        for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             let Some(sha256) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let metadata = entry.metadata()?;
@@ -64,10 +78,25 @@ impl Artifacts {
         Ok(found)
     }
 
+    /// The artifacts that may be the listing of an image of `size` bytes: a listing does not say of which image it is.
+    pub(crate) fn listings(&self, size: u64) -> io::Result<Vec<Digest>> {
+        let image = ArtifactRef { sha256: Digest([0; 32]), size };
+        let mut found = Vec::new();
+        for (sha256, length, _) in self.list()? {
+            if length <= Listing::max_bytes(size).min(MAX_LISTING) {
+                let bytes = read_listing(&File::open(self.path(&sha256))?, &image)?;
+                if Listing::parse(&bytes, &image).is_ok() {
+                    found.push(sha256);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes an artifact; whether there was one. Who is being sent it still gets all of it.
     pub(crate) fn remove(&self, sha256: &Digest) -> io::Result<bool> {
         match std::fs::remove_file(self.path(sha256)) {
-            Ok(()) => sync_folder(&self.0).map(|()| true),
+            Ok(()) => sync_folder(&self.folder).map(|()| true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
@@ -82,7 +111,7 @@ impl Artifacts {
 
     /// Receives an artifact. It gets its name after its content was proven and is on the disk.
     pub(crate) async fn receive(&self, sha256: Digest, body: Body) -> Result<ArtifactRef, ApiError> {
-        let incoming = self.0.join("incoming");
+        let incoming = self.folder.join("incoming");
         let temporary = tempfile::NamedTempFile::new_in(&incoming).map_err(storing)?;
         let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(storing)?);
         let (mut hasher, mut size) = (Sha256::new(), 0u64);
@@ -108,7 +137,7 @@ impl Artifacts {
             return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "wrong-content", message));
         }
         file.sync_all().await.map_err(storing)?;
-        let (folder, target) = (self.0.clone(), self.path(&sha256));
+        let (folder, target) = (self.folder.clone(), self.path(&sha256));
         let persist = move || {
             use std::os::unix::fs::PermissionsExt;
             temporary.as_file().set_permissions(PermissionsExt::from_mode(0o644))?;
@@ -170,9 +199,12 @@ impl Artifacts {
         listing: Digest,
         wanted: Vec<u32>,
     ) -> Result<Response, ApiError> {
-        let (folder, path) = (self.0.clone(), |sha256| self.path(&sha256));
+        let (folder, path) = (self.folder.clone(), |sha256| self.path(&sha256));
         let (archive_path, listing_path) = (path(archive), path(listing));
+        // The work goes on when the asker is gone, and so does the permit.
+        let permit = self.contents.clone().acquire_owned().await.map_err(ApiError::internal)?;
         let collect = move || -> Result<_, ApiError> {
+            let _permit = permit;
             let opened = |path: &Path, what: &Digest| match open(path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     Err(ApiError::not_found(format_args!("artifact {what}")))
@@ -180,14 +212,14 @@ impl Artifacts {
                 other => other.map_err(ApiError::internal),
             };
             let (file, size) = opened(&archive_path, &archive)?;
-            let (mut listed, length) = opened(&listing_path, &listing)?;
+            let (listed, length) = opened(&listing_path, &listing)?;
             let not_one = |e: &dyn std::fmt::Display| ApiError::bad_request(format!("artifact {listing}: {e}"));
-            if length > Listing::max_bytes(size) {
+            if length > Listing::max_bytes(size).min(MAX_LISTING) {
                 return Err(not_one(&"too long for a listing"));
             }
-            let mut bytes = Vec::new();
-            listed.read_to_end(&mut bytes).map_err(ApiError::internal)?;
-            let parsed = Listing::parse(&bytes, &ArtifactRef { sha256: archive, size }).map_err(|e| not_one(&e))?;
+            let image = ArtifactRef { sha256: archive, size };
+            let bytes = read_listing(&listed, &image).map_err(ApiError::internal)?;
+            let parsed = Listing::parse(&bytes, &image).map_err(|e| not_one(&e))?;
             // Made as a whole before it is sent: nobody's slow line holds a thread.
             let mut spool = tempfile::tempfile_in(folder.join("incoming")).map_err(storing)?;
             write_contents(&file, &parsed, &wanted, MAX_CONTENTS, &mut spool).map_err(|e| match e {
@@ -207,6 +239,16 @@ impl Artifacts {
             [(header::CONTENT_TYPE, "application/zstd".to_owned()), (header::CONTENT_LENGTH, length.to_string())];
         Ok((headers, body).into_response())
     }
+}
+
+/// Reads an artifact, or only its beginning if that is no listing's: any node may ask for any artifact as one.
+fn read_listing(file: &File, image: &ArtifactRef) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LISTING_HEAD).read_to_end(&mut bytes)?;
+    if !matches!(Listing::parse(&bytes, image), Err(ListingError::NotAListing)) {
+        file.take(MAX_LISTING).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {

@@ -1,6 +1,6 @@
 //! What central keeps, and what may go: artifacts that nothing names, releases that nothing needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{
     Json as Answer,
@@ -14,6 +14,7 @@ use rusqlite::Connection;
 use crate::{
     api_error::ApiError,
     app::{App, Operator, Shared, parse},
+    artifacts::Artifacts,
     db::{
         nodes,
         published::{self, Needed},
@@ -24,13 +25,17 @@ use crate::{
 type Result<T> = std::result::Result<T, ApiError>;
 
 /// By what each artifact is named: for people, and not empty.
-fn uses(db: &Connection) -> Result<BTreeMap<Digest, Vec<String>>> {
+fn uses(db: &Connection, artifacts: &Artifacts) -> Result<BTreeMap<Digest, Vec<String>>> {
     let mut uses: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
     let mut note = |sha256, by: String| uses.entry(sha256).or_default().push(by);
+    let mut listed = BTreeSet::new();
     for release in published::releases(db)? {
         let name = &release.manifest.release;
         note(release.envelope.sha256, format!("release {name}"));
         for artifact in &release.manifest.artifacts {
+            if artifact.listing.is_some() {
+                listed.insert(artifact.content.sha256);
+            }
             let parts =
                 [(Some(artifact.content), ""), (artifact.chunks, ", chunk index"), (artifact.listing, ", listing")];
             for (content, part) in parts {
@@ -40,9 +45,21 @@ fn uses(db: &Connection) -> Result<BTreeMap<Digest, Vec<String>>> {
             }
         }
     }
+    let mut unlisted = BTreeSet::new();
     for (node, status) in nodes::statuses(db)? {
         for sliver in status.slivers {
             note(sliver.image, format!("sliver of {} on {node}", sliver.slice));
+            if !listed.contains(&sliver.image) {
+                unlisted.insert(sliver.image);
+            }
+        }
+    }
+    // Which listing is theirs went with the release: a node that mends one asks for it, so whatever may be it stays.
+    for (sha256, size, _) in artifacts.list().map_err(ApiError::internal)? {
+        if unlisted.contains(&sha256) {
+            for listing in artifacts.listings(size).map_err(ApiError::internal)? {
+                note(listing, format!("perhaps the listing of image {sha256}, which a sliver has"));
+            }
         }
     }
     Ok(uses)
@@ -52,7 +69,7 @@ fn uses(db: &Connection) -> Result<BTreeMap<Digest, Vec<String>>> {
 pub(crate) async fn list_artifacts(State(app): Shared, _: Operator) -> Result<Answer<Vec<ArtifactRecord>>> {
     let App { db, artifacts, .. } = app;
     let listed = db.run(move |db| -> Result<_> {
-        let mut uses = uses(db)?;
+        let mut uses = uses(db, &artifacts)?;
         let kept = artifacts.list().map_err(ApiError::internal)?;
         let record = |(sha256, size, stored)| ArtifactRecord {
             sha256,
@@ -70,7 +87,7 @@ pub(crate) async fn remove_artifact(State(app): Shared, _: Operator, Path(sha256
     let sha256: Digest = parse(&sha256)?;
     let App { db, artifacts, .. } = app;
     let removed = db.run(move |db| -> Result<_> {
-        if let Some(by) = uses(db)?.remove(&sha256) {
+        if let Some(by) = uses(db, &artifacts)?.remove(&sha256) {
             return Err(ApiError::conflict("in-use", format!("artifact {sha256} is in use: {}", by.join("; "))));
         }
         artifacts.remove(&sha256).map_err(ApiError::internal)

@@ -120,6 +120,7 @@ impl Images {
             Ok(fetched) => Ok(Brought { imported: fetched.imported, moved: listing.size + received.get() }),
             // The line, most likely: next time it goes on from here.
             Err(e) if received.get() > 0 && matches!(e.downcast_ref(), Some(ImportError::Reading(_))) => Err(e),
+            Err(e) if is_final(&e) => Err(e),
             // What brought nothing, or something else, would do so again.
             Err(e) => {
                 tracing::warn!("image {name} is not to be had by its listing: {e:#}");
@@ -214,7 +215,10 @@ impl Images {
     }
 
     /// Reads an image through, and mends it if it is damaged and at rest. `None`: all is well, or it is not here.
-    fn mend(&self, image: &ImageRef, at_rest: &AtRest<'_>) -> Result<Option<Mended>> {
+    ///
+    /// # Errors
+    /// When it cannot be read, or be mended in no way.
+    pub fn mend(&self, image: &ImageRef, at_rest: &AtRest<'_>) -> Result<Option<Mended>> {
         let ImageRef { content, listing, .. } = image;
         if self.store.tree(&content.sha256).is_none() {
             return Ok(None);
@@ -223,24 +227,48 @@ impl Images {
         if damaged.is_empty() {
             return Ok(None);
         }
-        let mended = at_rest(&content.sha256, &|| self.replace(content, listing.as_ref()).map(drop))?;
+        let mended = at_rest(&content.sha256, &|| self.replace(content, listing.as_ref()))?;
         Ok(Some(Mended { damaged, mended }))
     }
 
-    /// Makes the tree of an image anew.
-    fn replace(&self, image: &ArtifactRef, listing: Option<&ArtifactRef>) -> Result<Imported> {
-        if let Ok(archive) = File::open(self.archive(&image.sha256)) {
-            return Ok(self.store.repair(archive, &image.sha256, MAX_IMAGE)?);
+    /// Makes the tree of an image anew: from its archive on the disk, which may be damaged like the image, by its listing, or from
+    /// the archive at central, each where the one before fails.
+    fn replace(&self, image: &ArtifactRef, listing: Option<&ArtifactRef>) -> Result<()> {
+        match self.repair_from_disk(&image.sha256) {
+            Ok(()) => return Ok(()),
+            Err(e) => tracing::info!("image {} is not to be mended from the disk: {e:#}", image.sha256),
         }
-        match listing {
-            Some(listing) => Ok(self.by_listing(image, listing, &Cell::new(0), How::Again)?.imported),
-            None => Ok(self.store.repair(self.central.artifact(image)?, &image.sha256, MAX_IMAGE)?),
+        if let Some(listing) = listing {
+            match self.by_listing(image, listing, &Cell::new(0), How::Again) {
+                Ok(_) => return Ok(()),
+                Err(e) if is_final(&e) => return Err(e),
+                Err(e) => tracing::warn!("image {} is not to be mended by its listing: {e:#}", image.sha256),
+            }
         }
+        let stream = self.central.artifact(image)?;
+        let repaired = self.store.repair(stream, &image.sha256, MAX_IMAGE);
+        repaired.context("importing the image from central")?;
+        Ok(())
+    }
+
+    fn repair_from_disk(&self, image: &Digest) -> Result<()> {
+        let path = self.archive(image);
+        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        self.store.repair(file, image, MAX_IMAGE).with_context(|| format!("importing {}", path.display()))?;
+        Ok(())
     }
 }
 
+/// Whether an image that cannot be had by its listing cannot be had from its archive either: what is wrong with it is wrong there
+/// too, and it takes no less space.
+fn is_final(error: &anyhow::Error) -> bool {
+    use ImportError::{DiskFull, Hostile, Malformed, NoRoom, Owner};
+    let error = error.downcast_ref();
+    matches!(error, Some(DiskFull { .. } | NoRoom { .. } | Owner { .. } | Malformed { .. } | Hostile { .. }))
+}
+
 /// Does something with an image while no sliver runs on it, and says whether that is so.
-pub(crate) type AtRest<'a> = dyn Fn(&Digest, &dyn Fn() -> Result<()>) -> Result<bool> + 'a;
+pub type AtRest<'a> = dyn Fn(&Digest, &dyn Fn() -> Result<()>) -> Result<bool> + 'a;
 
 /// Whether an image that is here is fetched all the same.
 #[derive(Debug, Clone, Copy)]
@@ -251,9 +279,11 @@ enum How {
 
 /// What was found when an image was read through.
 #[derive(Debug, PartialEq, Eq)]
-struct Mended {
-    damaged: Vec<PathBuf>,
-    mended: bool,
+pub struct Mended {
+    /// Files that were not what they should be, as paths in the image.
+    pub damaged: Vec<PathBuf>,
+    /// Whether they are now. They are not if something runs on the image.
+    pub mended: bool,
 }
 
 /// The images of the release that runs, of slivers that are here, and of those that are wanted.

@@ -16,7 +16,10 @@ use orrery_central::{InitOptions, Server, init};
 use orrery_central_api::{NewNode, NodeDetail};
 use orrery_image_builder::compress_image;
 use orrery_image_store::list;
-use orrery_nodeos::{central::Central, images::Images};
+use orrery_nodeos::{
+    central::Central,
+    images::{Images, Mended},
+};
 use orrery_protocol::{ArtifactRef, BootState, Digest, ImageRef, NodeConfig, SigningKey};
 use orrery_transport::{Client, Identity, Method, Resolver, new_key_pem};
 use tempfile::TempDir;
@@ -263,4 +266,33 @@ fn without_a_good_listing_the_whole_archive_comes() {
     // Nor is anything else taken for the image.
     let (_folder, images) = images(&config);
     images.bring(&ImageRef { content: ArtifactRef { sha256: Digest([1; 32]), size: 9 }, ..image }).unwrap_err();
+}
+
+#[test]
+fn a_damaged_image_is_mended_in_one_way_or_another() {
+    let central = Served::start();
+    let line = Line::to(central.address);
+    let config = central.node(&line);
+    let image = central.publish(&image(1, 1));
+    let (folder, images) = images(&config);
+    images.bring(&image).unwrap();
+    let tree = folder.path().join("store/trees").join(image.content.sha256.to_string());
+    let mend = |listing| {
+        let good = fs::read(tree.join("7/7")).unwrap();
+        fs::write(tree.join("7/7"), "damaged").unwrap();
+        let at_rest = |_: &Digest, work: &dyn Fn() -> anyhow::Result<()>| work().map(|()| true);
+        let mended = images.mend(&ImageRef { listing, ..image.clone() }, &at_rest).unwrap().unwrap();
+        assert_eq!(mended, Mended { damaged: vec![PathBuf::from("7/7")], mended: true });
+        assert!(fs::read(tree.join("7/7")).unwrap() == good);
+    };
+    // The archive on the disk is no better than the image.
+    fs::create_dir(folder.path().join("incoming")).unwrap();
+    fs::write(folder.path().join("incoming").join(image.content.sha256.to_string()), "damaged").unwrap();
+    let listing = image.listing.unwrap();
+    let ((), came) = line.count(|| mend(Some(listing)));
+    assert!(came < listing.size + OVERHEAD, "{came}");
+    for listing in [Some(ArtifactRef { sha256: Digest([1; 32]), size: 9 }), None] {
+        let ((), came) = line.count(|| mend(listing));
+        assert!(came > image.content.size, "{came}");
+    }
 }

@@ -84,6 +84,8 @@ impl Default for Limits {
 const SILENCE: Duration = Duration::from_secs(600);
 /// Time for a client that was told of its end to hang up itself.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Threads for what may block: all that more accounts may take (`calls`) than have ever been in use at once.
+const BLOCKING_THREADS: usize = 2048;
 /// Pause after a failure to accept, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -134,7 +136,8 @@ pub fn serve_blocking(
     accounts: Arc<dyn Accounts>,
     limits: Limits,
 ) -> io::Result<Infallible> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     runtime.block_on(serve(listener, host_key, accounts, limits))
 }
 

@@ -680,9 +680,15 @@ fn an_image_that_a_sliver_runs_on_is_kept() {
     let path = format!("/v1/artifacts/{}", image.sha256);
     let status = |slivers| NodeStatus { slivers, ..status_of_nothing() };
     let sliver = ready(image.sha256);
+    let listing = Listing::encode(&[(3, 100)], &[], &[]).unwrap();
+    let listing_path = format!("/v1/artifacts/{}", Digest::of(&listing));
+    let _: ArtifactRef = central.operator.put_bytes(&listing_path, &listing).unwrap();
     node.send(Method::POST, "/v1/node/status", &status(vec![sliver])).unwrap();
     refused(central.operator.call(Method::DELETE, &path), (409, "in-use"));
+    // What may be its listing, too.
+    refused(central.operator.call(Method::DELETE, &listing_path), (409, "in-use"));
     node.send(Method::POST, "/v1/node/status", &status(Vec::new())).unwrap();
+    central.operator.call(Method::DELETE, &listing_path).unwrap();
     central.operator.call(Method::DELETE, &path).unwrap();
     refused(central.operator.call(Method::DELETE, &path), (404, "not-found"));
 }

@@ -34,7 +34,7 @@ pub(crate) fn read(folder: &Path, tree: &mut Tree) -> Result<(), SourceError> {
             let path = if path.is_empty() { name.as_bytes().to_vec() } else { [&path, name.as_bytes()].join(&b'/') };
             let real = entry.path();
             let stat = fs::symlink_metadata(&real).map_err(SourceError::at("examining", &real))?;
-            if let Some(number) = numbers.get(&stat.ino()) {
+            if let Some(number) = numbers.get(&(stat.dev(), stat.ino())) {
                 tree.link(&path, *number).map_err(placed)?;
                 continue;
             }
@@ -51,7 +51,7 @@ pub(crate) fn read(folder: &Path, tree: &mut Tree) -> Result<(), SourceError> {
                     mode: 0o777,
                     owner: stat.uid(),
                     group: stat.gid(),
-                    modified: (stat.mtime(), u32::try_from(stat.mtime_nsec()).unwrap_or(0)),
+                    modified: Metadata::time(stat.mtime(), u32::try_from(stat.mtime_nsec()).unwrap_or(0)),
                     attributes: Vec::new(),
                 };
                 tree.symlink(&path, metadata, target.as_os_str().as_bytes().to_vec()).map_err(placed)?
@@ -67,7 +67,7 @@ pub(crate) fn read(folder: &Path, tree: &mut Tree) -> Result<(), SourceError> {
                 continue;
             };
             if stat.nlink() > 1 {
-                numbers.insert(stat.ino(), number);
+                numbers.insert((stat.dev(), stat.ino()), number);
             }
         }
     }

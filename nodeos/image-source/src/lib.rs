@@ -126,7 +126,7 @@ impl Image {
         let container = Container::archive(archive.clone(), limit)?;
         if container.has(LAYOUT) {
             Self::stacked(Format::OciArchive, manifest::of_layout(&container, tag)?, tree)
-        } else if manifest::is_docker(&container) {
+        } else if manifest::is_docker(&container)? {
             Self::stacked(Format::DockerArchive, manifest::of_docker(&container, tag)?, tree)
         } else {
             tree.lay(archive, Whiteouts::Kept).map_err(SourceError::within("the archive"))?;

@@ -148,8 +148,17 @@ pub(crate) fn of_docker(container: &Container, tag: Option<&str>) -> Result<Part
 }
 
 /// Whether the archive is one that `docker save` made, and not a file tree with a file of that name.
-pub(crate) fn is_docker(container: &Container) -> bool {
-    container.json::<Vec<DockerImage>>(DOCKER_MANIFEST).is_ok()
+///
+/// # Errors
+/// When there is such a file, and nobody can say what it is.
+pub(crate) fn is_docker(container: &Container) -> Result<bool, SourceError> {
+    match container.json::<Vec<DockerImage>>(DOCKER_MANIFEST) {
+        Ok(_) => Ok(true),
+        Err(SourceError::Missing { .. } | SourceError::TooLong { .. }) => Ok(false),
+        // It describes something else.
+        Err(SourceError::Json { source, .. }) if source.is_data() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn of_manifest(container: &Container, manifest: Manifest) -> Result<Parts, SourceError> {

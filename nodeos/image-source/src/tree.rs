@@ -104,11 +104,16 @@ impl Tree {
             self.skipped.attributes += entry.skipped_attributes;
             self.entry(entry, whiteouts)?;
         }
+        // A layer has a digest that it is compared with.
+        if whiteouts == Whiteouts::Kept && !archive.ended() {
+            let message = "the archive breaks off: it has no end marker";
+            return Err(ImportError::Reading(io::Error::new(io::ErrorKind::UnexpectedEof, message)));
+        }
         archive.finish()
     }
 
     pub(crate) fn directory(&mut self, path: &[u8], metadata: Metadata) -> Result<(), ImportError> {
-        metadata.check_owner(path)?;
+        metadata.check(path)?;
         let parts = components(path)?;
         self.parents(&parts)?;
         let key = parts.join(&b'/');
@@ -223,34 +228,39 @@ impl Tree {
 
     fn entry(&mut self, entry: Entry<'_, impl Read>, whiteouts: Whiteouts) -> Result<(), ImportError> {
         let Entry { name, kind, metadata, size, mut content, .. } = entry;
-        let parts = components(&name)?;
+        let path = |path| if whiteouts == Whiteouts::Obeyed { beneath_top(path) } else { path };
+        let name = path(&name);
+        let parts = components(name)?;
+        let of_aufs = |part: &&[u8]| part.starts_with(AUFS) && **part != *OPAQUE;
+        if whiteouts == Whiteouts::Obeyed && parts.iter().any(of_aufs) {
+            self.skipped.others += 1;
+            return Ok(());
+        }
         if let Some((last, parents)) = parts.split_last()
             && whiteouts == Whiteouts::Obeyed
             && let Some(removed) = last.strip_prefix(WHITEOUT)
         {
             if *last == OPAQUE {
                 self.remove_beneath(&parents.join(&b'/'));
-            } else if last.starts_with(AUFS) {
-                self.skipped.others += 1;
             } else if matches!(removed, b"" | b"." | b"..") {
-                return Err(ImportError::Malformed { path: display(&name), reason: "it removes what is not a name" });
+                return Err(ImportError::Malformed { path: display(name), reason: "it removes what is not a name" });
             } else {
                 self.remove_lower(&[parents, &[removed]].concat().join(&b'/'));
             }
             return Ok(());
         }
         match kind {
-            Kind::Directory => self.directory(&name, metadata),
-            Kind::File => self.file(&name, metadata, size, &mut content).map(drop),
-            Kind::Symlink(target) => self.symlink(&name, metadata, target).map(drop),
+            Kind::Directory => self.directory(name, metadata),
+            Kind::File => self.file(name, metadata, size, &mut content).map(drop),
+            Kind::Symlink(target) => self.symlink(name, metadata, target).map(drop),
             Kind::HardLink(target) => {
-                let malformed = |reason| Err(ImportError::Malformed { path: display(&name), reason });
-                match self.nodes.get(&components(&target)?.join(&b'/')) {
+                let malformed = |reason| Err(ImportError::Malformed { path: display(name), reason });
+                match self.nodes.get(&components(path(&target))?.join(&b'/')) {
                     None => malformed("it links to no earlier entry"),
                     Some(Placed { node: Node::Directory(_), .. }) => malformed("it links to a directory"),
                     Some(Placed { node: Node::Leaf(leaf), .. }) => {
                         let leaf = *leaf;
-                        self.link(&name, leaf)
+                        self.link(name, leaf)
                     }
                 }
             }
@@ -262,7 +272,7 @@ impl Tree {
     }
 
     fn leaf(&mut self, path: &[u8], leaf: Leaf) -> Result<usize, ImportError> {
-        leaf.metadata.check_owner(path)?;
+        leaf.metadata.check(path)?;
         self.name_bytes += bytes_of(&leaf.metadata);
         let number = self.leaves.len();
         self.leaves.push(leaf);
@@ -345,6 +355,15 @@ impl Tree {
             return Err(ImportError::TooLarge { limit: NAME_BYTES, of: "bytes of names and attributes" });
         }
         Ok(())
+    }
+}
+
+/// A path of a layer from its top: some tools write absolute ones.
+fn beneath_top(path: &[u8]) -> &[u8] {
+    match path.iter().position(|&byte| byte != b'/') {
+        Some(start) => &path[start..],
+        None if path.is_empty() => path,
+        None => b".",
     }
 }
 

@@ -84,6 +84,16 @@ pub enum ImportError {
         /// What was being written.
         path: PathBuf,
     },
+    /// There is less space than the image takes and the rest of the node needs. Nothing was written.
+    #[error("the disk has {} MiB left, and the image takes {} MiB more, beside {} MiB that are kept free", free >> 20, (needed >> 20) + 1, reserve >> 20)]
+    NoRoom {
+        /// What the image takes beside what is here, in bytes.
+        needed: u64,
+        /// What is kept free, in bytes.
+        reserve: u64,
+        /// What is left, in bytes.
+        free: u64,
+    },
     /// The file system failed otherwise.
     #[error("{doing} {}", path.display())]
     Io {

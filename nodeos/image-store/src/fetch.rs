@@ -32,6 +32,10 @@ const PART: &str = "part";
 /// What is asked for at once: objects, and bytes of them. A server makes the whole answer before it gives it.
 const BATCH: usize = 1 << 16;
 const BATCH_BYTES: u64 = 32 << 20;
+/// What a file's size is rounded up to on the disk, in bytes.
+const DISK_BLOCK: u64 = 4096;
+/// What a fetch leaves free, in bytes, or a twentieth of the disk if that is less: slivers that are here already write, too.
+const RESERVE: u64 = 1 << 30;
 /// Times that objects may go away, with their last image, between being found here and being used.
 const TRIES: u32 = 3;
 
@@ -56,7 +60,8 @@ impl Store {
     ///
     /// # Errors
     /// As for [`import`](Self::import); [`ImportError::Reading`] when `supply` fails. There is no tree then, and what has come is
-    /// kept for the next attempt.
+    /// kept for the next attempt. [`ImportError::NoRoom`] before anything is asked for; when the disk is full all the same, what
+    /// has come is removed.
     pub fn fetch(
         &self,
         image: &Digest,
@@ -67,7 +72,7 @@ impl Store {
         if self.tree(image).is_some() {
             return Ok(Fetched { imported: Imported { present: true, ..Imported::default() }, ..Fetched::default() });
         }
-        self.fetch_anew(image, listing, limit, supply)
+        self.fetch_anew(image, listing, limit, RESERVE, supply)
     }
 
     /// Makes the tree of an image again, whether it is there or not, and puts it in the place of the old one at once: as
@@ -86,7 +91,8 @@ impl Store {
         if self.tree(image).is_some() {
             self.verify(image)?;
         }
-        self.fetch_anew(image, listing, limit, supply)
+        // Nothing that was not here before: a disk with little room is no reason to leave an image damaged.
+        self.fetch_anew(image, listing, limit, 0, supply)
     }
 
     fn fetch_anew(
@@ -94,14 +100,39 @@ impl Store {
         image: &Digest,
         listing: &Listing<'_>,
         limit: u64,
+        reserve: u64,
         supply: &mut Supply<'_>,
     ) -> Result<Fetched, ImportError> {
         let folder = Folder::open(&self.root.join(FETCHED).join(image.to_string()))?;
+        let fetched = self.fetch_into(&folder, image, listing, limit, reserve, supply);
+        if let Err(ImportError::DiskFull { .. }) = fetched {
+            // The cause is what the caller needs.
+            let _ = folder.clear();
+        }
+        drop(folder);
+        let fetched = fetched?;
+        // All that came is in the tree, and nobody's any more.
+        let lock = self.blocking_lock()?;
+        self.clean(&lock)?;
+        Ok(fetched)
+    }
+
+    fn fetch_into(
+        &self,
+        folder: &Folder,
+        image: &Digest,
+        listing: &Listing<'_>,
+        limit: u64,
+        reserve: u64,
+        supply: &mut Supply<'_>,
+    ) -> Result<Fetched, ImportError> {
         let mut fetched = Fetched::default();
         let mut good = folder.proven()?;
         for attempt in 1.. {
             let lacks = |id: &Digest| !good.contains(&id.0) && !self.has(id);
-            for batch in batches(&listing::lacking(listing, limit, lacks)?) {
+            let lacking = listing::lacking(listing, limit, lacks)?;
+            self.check_room(&lacking, reserve)?;
+            for batch in batches(&lacking) {
                 let stream = supply(&batch).and_then(zstd::Decoder::new).map_err(ImportError::Reading)?;
                 folder.receive(stream, &batch, listing, limit, |id, stored| {
                     good.insert(id.0);
@@ -117,11 +148,20 @@ impl Store {
                 }
             }
         }
-        // All that came is in the tree, and nobody's any more.
-        drop(folder);
-        let lock = self.blocking_lock()?;
-        self.clean(&lock)?;
         Ok(fetched)
+    }
+
+    /// Refuses what the disk has no space for beside `reserve` bytes.
+    fn check_room(&self, lacking: &[(u32, u64)], reserve: u64) -> Result<(), ImportError> {
+        let on_disk = |(_, bytes): &(u32, u64)| bytes.div_ceil(DISK_BLOCK).saturating_mul(DISK_BLOCK);
+        let needed = lacking.iter().map(on_disk).fold(0, u64::saturating_add);
+        let disk = rustix::fs::statvfs(&self.root).map_err(StoreError::at("examining the disk of", &self.root))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        let (free, reserve) = (bytes(disk.f_bavail), reserve.min(bytes(disk.f_blocks) / 20));
+        match needed > 0 && needed.saturating_add(reserve) > free {
+            true => Err(ImportError::NoRoom { needed, reserve, free }),
+            false => Ok(()),
+        }
     }
 
     fn has(&self, id: &Digest) -> bool {
@@ -174,7 +214,21 @@ impl Folder {
 
     /// The objects that are here. All others are removed.
     fn proven(&self) -> Result<BTreeSet<[u8; 32]>, ImportError> {
-        let mut good = BTreeSet::new();
+        self.sift(|name| {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&self.directory, name, flags, Mode::empty()).ok()?;
+            // Not whole, or lost by the disk.
+            object::identify(&File::from(file)).ok().filter(|id| id.to_string().as_bytes() == name)
+        })
+    }
+
+    fn clear(&self) -> Result<(), ImportError> {
+        self.sift(|_| None).map(drop)
+    }
+
+    /// Removes all that `keep` gives no name, and returns the others'.
+    fn sift(&self, keep: impl Fn(&[u8]) -> Option<Digest>) -> Result<BTreeSet<[u8; 32]>, ImportError> {
+        let mut kept = BTreeSet::new();
         let failed = |name: &[u8]| {
             let name = display(name);
             move |error: io::Error| ImportError::from(StoreError::at("examining", name)(error))
@@ -186,18 +240,13 @@ impl Folder {
             if matches!(name, b"." | b"..") {
                 continue;
             }
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let id = rustix::fs::openat(&self.directory, name, flags, Mode::empty())
-                .map_err(io::Error::from)
-                .and_then(|file| object::identify(&File::from(file)));
-            match id {
-                Ok(id) if id.to_string().as_bytes() == name => drop(good.insert(id.0)),
-                // Not whole, or lost by the disk.
-                _ => rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())
+            match keep(name) {
+                Some(id) => drop(kept.insert(id.0)),
+                None => rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())
                     .map_err(|errno| failed(name)(errno.into()))?,
             }
         }
-        Ok(good)
+        Ok(kept)
     }
 
     /// Takes the objects with the numbers `wanted` from `stream`, and tells `kept` of each with the length it was stored in.

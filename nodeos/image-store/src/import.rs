@@ -242,7 +242,7 @@ impl Import {
     ) -> Result<(), ImportError> {
         let name = entry.name.clone();
         let parts = components(&name)?;
-        entry.check_owner()?;
+        entry.check()?;
         if entry.kind == Kind::Directory {
             return self.directory(&parts, entry.metadata);
         }

@@ -6,7 +6,7 @@
 //!
 //! A tree is whole or absent, also after a power cut: it is filled under another name, everything is written out,
 //! and only then is it renamed. Leftovers go when the store is opened, and with them every object that no tree
-//! links to, since such an object may not have reached the disk.
+//! links to, since such an object may not have reached the disk. What `fetched` has counts only after it was read again.
 //!
 //! Not done here: fetching and checking signatures, and protecting trees from writers. A tree's symbolic links are
 //! those of the archive and may lead anywhere; never follow them outside a root of their own.
@@ -22,7 +22,7 @@ mod object;
 mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -250,12 +250,30 @@ impl Store {
             fs::remove_file(&path).map_err(StoreError::at("removing", &path))?;
         }
         if !leftovers.is_empty() {
-            self.remove_objects(|stat| stat.nlink() == 1)?;
+            // An object that came by its listing has a name among what was fetched, which is no tree.
+            let fetched = self.fetched_links()?;
+            self.remove_objects(|stat| stat.nlink() == 1 + fetched.get(&stat.ino()).copied().unwrap_or(0))?;
         }
         for tree in leftovers {
             fs::remove_dir(&tree).map_err(StoreError::at("removing", &tree))?;
         }
         Ok(())
+    }
+
+    /// By inode: how many names it has among what was fetched.
+    fn fetched_links(&self) -> Result<HashMap<u64, u64>, StoreError> {
+        let mut links = HashMap::new();
+        for (_, folder) in digests(&self.root.join(FETCHED))? {
+            for path in paths(&folder)? {
+                match fs::symlink_metadata(&path) {
+                    Ok(stat) => *links.entry(stat.ino()).or_default() += 1,
+                    // Somebody fetches into the folder, and gave the file its name.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(StoreError::at("examining", &path)(error)),
+                }
+            }
+        }
+        Ok(links)
     }
 
     fn remove_objects(&self, condemned: impl Fn(&fs::Metadata) -> bool) -> Result<(), StoreError> {

@@ -32,7 +32,7 @@ pub fn list(archive: &[u8], limit: u64) -> Result<Option<Vec<u8>>, ImportError> 
     let mut entries = Archive::new(unpacked()?, limit);
     let mut buffer = vec![0; 1 << 16];
     while let Some(mut entry) = entries.next()? {
-        entry.check_owner()?;
+        entry.check()?;
         stored.push(entry.position..entry.position + entry.stored);
         if entry.kind == Kind::File {
             let mut hasher = entry.metadata.hasher(entry.size);
@@ -182,6 +182,7 @@ pub(crate) fn lacking(
     let mut objects = (0..).zip(listing.objects());
     let mut entries = skeleton(listing, limit)?;
     while let Some(entry) = entries.next()? {
+        entry.check()?;
         if entry.kind == Kind::File
             && let Some((number, id)) = objects.next()
             && seen.insert(id.0)

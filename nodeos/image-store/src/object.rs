@@ -3,12 +3,17 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
+    thread,
+    time::Duration,
 };
 
 use orrery_protocol::{Digest, Sha256};
 use orrery_sys::verity::enable_verity;
-use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens};
+use rustix::{
+    fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens},
+    io::Errno,
+};
 
 use crate::{ImportError, archive::display};
 
@@ -18,6 +23,18 @@ const FORMAT: &[u8] = b"orrery object 1\n";
 /// Files of this size in bytes, and larger ones, are sealed where the file system can. It takes a block or two of a sealed file's
 /// own, and writing out each file by itself (`ARCHITECTURE.md`, *Decisions*, has the figures).
 pub const SEALED_FROM: u64 = 16 << 10;
+
+/// How long, in milliseconds, is waited before sealing a file is tried again that seems to be open for writing: a child that another
+/// thread made has it until it runs its own program.
+const SEAL_PAUSES: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
+
+/// Seconds since 1970 that ext4 can say, with inodes of 256 bytes (Linux: `fs/ext4/ext4.h`, `EXT4_TIMESTAMP_MIN` and
+/// `EXT4_EXTRA_TIMESTAMP_MAX`).
+const TIMES: (i64, i64) = (-(1 << 31), (1 << 34) - 1 - (1 << 31));
+
+/// What the one block has room for in which ext4 keeps a file's extended attributes, in bytes: without its header and the mark of
+/// the end (Linux: `fs/ext4/xattr.h`).
+const ATTRIBUTE_BYTES: usize = 4096 - 32 - 4;
 
 /// How many users, and groups, a sliver has: from 0 on. What somebody else owned could be seen inside, and nothing more.
 pub const OWNERS: u32 = 65_536;
@@ -75,11 +92,19 @@ impl Metadata {
         hasher
     }
 
-    /// Refuses an owner that no sliver has. `name` is the entry's.
+    /// Refuses an owner that no sliver has, and more attributes than a file can have. `name` is the entry's.
     ///
     /// # Errors
-    /// [`ImportError::Owner`].
-    pub fn check_owner(&self, name: &[u8]) -> Result<(), ImportError> {
+    /// [`ImportError::Owner`] and [`ImportError::Malformed`].
+    pub fn check(&self, name: &[u8]) -> Result<(), ImportError> {
+        // Of a name, what is before the first dot takes no space.
+        let short = |name: &[u8]| name.iter().position(|&byte| byte == b'.').map_or(0, |dot| name.len() - dot - 1);
+        let room =
+            |(name, value): &(Vec<u8>, Vec<u8>)| 16 + short(name).next_multiple_of(4) + value.len().next_multiple_of(4);
+        if self.attributes.iter().map(room).sum::<usize>() > ATTRIBUTE_BYTES {
+            let reason = "its extended attributes take more than the 4 KiB that a file has for all of them";
+            return Err(ImportError::Malformed { path: display(name), reason });
+        }
         match [("user", self.owner), ("group", self.group)].into_iter().find(|(_, id)| *id >= OWNERS) {
             Some((whose, id)) => Err(ImportError::Owner { path: display(name), whose, id }),
             None => Ok(()),
@@ -99,6 +124,15 @@ impl Metadata {
         }
         futimens(file, &self.times())?;
         Ok(())
+    }
+
+    /// The time, or the end of what ext4 can say that is nearest to it: the kernel does this without a word (Linux: `fs/inode.c`,
+    /// `timestamp_truncate`), and an object with another time would never be what its name says.
+    pub fn time(seconds: i64, nanoseconds: u32) -> (i64, u32) {
+        match seconds.clamp(TIMES.0, TIMES.1) {
+            end if end == TIMES.0 || end == TIMES.1 => (end, 0),
+            seconds => (seconds, nanoseconds),
+        }
     }
 
     /// As the kernel takes them.
@@ -141,7 +175,7 @@ impl Metadata {
             mode: stat.st_mode & 0o7777,
             owner: stat.st_uid,
             group: stat.st_gid,
-            modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            modified: Self::time(stat.st_mtime, stat.st_mtime_nsec as u32),
             attributes,
         };
         Ok(Examined { metadata, size: stat.st_size.cast_unsigned(), skipped_attributes })
@@ -177,7 +211,60 @@ pub(crate) fn finish(directory: impl AsFd, name: &str, size: u64, metadata: &Met
     let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
     if size >= SEALED_FROM {
         // Before the metadata, since sealing is a modification. A file that is not sealed is as good as all were before.
-        enable_verity(file.as_fd())?;
+        seal(file.as_fd())?;
     }
-    metadata.apply(&file)
+    metadata.apply(&file)?;
+    // What the file system makes something else of would be found damaged at every look.
+    let kept = Metadata::of(&File::from(file))?;
+    if (&kept.metadata, kept.size) != (metadata, size) {
+        let found = kept.metadata;
+        return Err(io::Error::other(format!("the file system made {found:?} of {metadata:?}")));
+    }
+    Ok(())
+}
+
+fn seal(file: BorrowedFd<'_>) -> io::Result<bool> {
+    for pause in SEAL_PAUSES {
+        match enable_verity(file) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::TXTBSY) => {
+                thread::sleep(Duration::from_millis(pause));
+            }
+            other => return other,
+        }
+    }
+    enable_verity(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_what_ext4_can_say() {
+        let check = |time: (i64, u32), expect| assert_eq!(Metadata::time(time.0, time.1), expect);
+        check((0, 5), (0, 5));
+        check((-1, 999_999_999), (-1, 999_999_999));
+        check((-2_147_483_647, 1), (-2_147_483_647, 1));
+        check((-2_147_483_648, 1), (-2_147_483_648, 0));
+        check((i64::MIN, 1), (-2_147_483_648, 0));
+        check((15_032_385_534, 1), (15_032_385_534, 1));
+        check((15_032_385_535, 1), (15_032_385_535, 0));
+        check((i64::MAX, 1), (15_032_385_535, 0));
+    }
+
+    #[test]
+    fn attributes_have_one_block() {
+        let check = |attributes: &[(&str, usize)], fits| {
+            let attributes = attributes.iter().map(|(name, length)| (name.as_bytes().to_vec(), vec![0; *length]));
+            let metadata = Metadata { attributes: attributes.collect(), ..Metadata::default() };
+            assert_eq!(metadata.check(b"file").is_ok(), fits, "{metadata:?}");
+        };
+        check(&[], true);
+        check(&[("user.a", 4040)], true);
+        check(&[("user.a", 4041)], false);
+        check(&[("user.abcde", 4036)], true);
+        check(&[("user.abcde", 4037)], false);
+        check(&[("user.a", 2000), ("user.b", 2020)], true);
+        check(&[("user.a", 2000), ("user.b", 2021)], false);
+    }
 }

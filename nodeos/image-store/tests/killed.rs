@@ -224,13 +224,15 @@ fn rounds() {
         let mut link = |path: &Path| {
             let stat = fs::metadata(path).unwrap();
             links.entry(stat.ino()).or_insert((0, stat.nlink())).0 += 1;
+            stat.ino()
         };
+        let mut in_trees = BTreeSet::new();
         for tree in &trees {
             let image = images[tree];
             for file in 0..FILES {
                 let path = root.join("trees").join(tree).join((file % 7).to_string()).join(file.to_string());
                 assert!(fs::read(&path).unwrap() == content(image, file), "seed {seed}: {}", path.display());
-                link(&path);
+                in_trees.insert(link(&path));
             }
             assert!(store.verify(&tree.parse().unwrap()).unwrap().is_empty(), "seed {seed}");
         }
@@ -238,12 +240,13 @@ fn rounds() {
         let incomplete = paths(&root.join("fetched")).unwrap();
         assert!(incomplete.iter().all(|folder| !trees.contains(folder.file_name().unwrap().to_str().unwrap())));
         fetching += usize::from(!incomplete.is_empty());
-        incomplete.iter().flat_map(|folder| paths(folder).unwrap()).for_each(|path| link(&path));
+        incomplete.iter().flat_map(|folder| paths(folder).unwrap()).for_each(|path| _ = link(&path));
         let objects = objects(&root);
         objects.iter().for_each(|object| links.entry(*object).or_insert((0, 1)).0 += 1);
         assert!(links.values().all(|(count, links)| count == links), "seed {seed}: an object is missing");
-        let alone = objects.iter().filter(|object| links[object].0 == 1).count();
-        assert_eq!(alone, 0, "seed {seed}: objects that nothing needs");
+        // What a fetch keeps is no reason for an object: after a power cut it may be another.
+        let alone = objects.difference(&in_trees).count();
+        assert_eq!(alone, 0, "seed {seed}: objects that no tree has");
         seen.insert(trees);
     }
     assert!(interrupted > ROUNDS as usize / 8, "only {interrupted} rounds were cut in the middle of a change");

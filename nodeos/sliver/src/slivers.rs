@@ -529,6 +529,7 @@ impl Slivers {
         login: &str,
         session: impl FnOnce(Pid, PathBuf) -> Result<Entering, SliverError>,
     ) -> Result<Entering, SliverError> {
+        let meant = self.get(login)?.spec.life;
         // One lock for starting and entering, so that nobody stops it in between.
         let patience = Instant::now() + COPYING;
         let _lock = loop {
@@ -541,6 +542,10 @@ impl Slivers {
                 result => break result.map(|()| lock)?,
             }
         };
+        // While this waited, somebody else may have got a sliver of that name.
+        if self.get(login)?.spec.life.is_of_another(&meant) {
+            return Err(SliverError::Unknown(login.into()));
+        }
         let group = self.group(login);
         let Some(first) = group.first_process() else {
             return Err(SliverError::Enter { login: login.into(), message: "it stopped meanwhile".into() });

@@ -81,14 +81,14 @@ pub struct Entry<'a, R> {
 }
 
 impl<R> Entry<'_, R> {
-    /// Refuses an owner that no sliver has. Hard links and devices have none of their own.
+    /// Refuses metadata that no file of a tree can have. Hard links and devices have none of their own.
     ///
     /// # Errors
-    /// [`ImportError::Owner`].
-    pub fn check_owner(&self) -> Result<(), ImportError> {
+    /// As for [`Metadata::check`].
+    pub fn check(&self) -> Result<(), ImportError> {
         match self.kind {
             Kind::HardLink(_) | Kind::Device(_) => Ok(()),
-            Kind::File | Kind::Directory | Kind::Symlink(_) => self.metadata.check_owner(&self.name),
+            Kind::File | Kind::Directory | Kind::Symlink(_) => self.metadata.check(&self.name),
         }
     }
 }
@@ -108,6 +108,8 @@ pub struct Archive<R> {
     /// What is left of an entry's content, and of the padding behind it.
     content: u64,
     padding: u64,
+    /// Whether the block was read that marks the end.
+    ended: bool,
     /// Whether entries' contents were taken out of what is read.
     hollow: bool,
 }
@@ -116,7 +118,8 @@ impl<R: Read> Archive<R> {
     /// At its beginning. It may have `limit` bytes with its holes.
     pub fn new(stream: R, limit: u64) -> Self {
         let (keeps, limit) = (keeps_attribute, limit.min(MAX_BYTES));
-        Self { stream, limit, keeps, position: 0, holes: 0, entries: 0, content: 0, padding: 0, hollow: false }
+        let (position, holes, entries, content, padding) = (0, 0, 0, 0, 0);
+        Self { stream, limit, keeps, position, holes, entries, content, padding, ended: false, hollow: false }
     }
 
     /// With these extended attributes instead of those that belong into an image's tree.
@@ -171,6 +174,12 @@ impl<R: Read> Archive<R> {
         self.assemble(&header, long_name, long_link, extended.as_deref().unwrap_or_default()).map(Some)
     }
 
+    /// Whether the end was come to and is marked. Every tool marks it, but readers do not insist: without the mark the archive may
+    /// have been cut off between two entries.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// Reads what follows the last entry: padding, and for a compressed archive the checksum of its last frame.
     ///
     /// # Errors
@@ -200,6 +209,7 @@ impl<R: Read> Archive<R> {
         let mut header = Header::new_old();
         let got = read_up_to(&mut self.stream, header.as_mut_bytes()).map_err(ImportError::Reading)?;
         if got == 0 || header.as_bytes().iter().all(|&byte| byte == 0) {
+            self.ended = got == header.as_bytes().len();
             return Ok(None);
         }
         if got < header.as_bytes().len() {
@@ -298,6 +308,10 @@ impl<R: Read> Archive<R> {
             }
         }
         metadata.attributes.sort();
+        if metadata.attributes.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(malformed("two of its attributes have one name"));
+        }
+        metadata.modified = Metadata::time(metadata.modified.0, metadata.modified.1);
         let kind = match header.entry_type() {
             EntryType::GNUSparse => {
                 self.sparse_header(header, sparse.get_or_insert_default())

@@ -190,6 +190,46 @@ fn a_fetch_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn what_a_power_cut_leaves_of_a_fetch_is_not_used() {
+    let published = Published::of(&[("a", FILE, "one"), ("b", FILE, "two")]);
+    let other = Published::of(&[("c", FILE, "two")]);
+    let (root, store) = store();
+    let image = published.image.sha256;
+    other.fetch(&store).unwrap();
+    published.fetch(&store).unwrap();
+    // Of an object that only this image has the name reached the disk, three times, and the content did not.
+    let tree = store.tree(&image).unwrap();
+    let folder = root.path().join(FETCHED).join(image.to_string());
+    fs::create_dir(&folder).unwrap();
+    let id = published.parsed().objects()[0];
+    fs::hard_link(tree.join("a"), folder.join(id.to_string())).unwrap();
+    fs::write(tree.join("a"), "").unwrap();
+    fs::rename(&tree, format!("{}.partial", tree.display())).unwrap();
+    let store = Store::open(root.path()).unwrap();
+    assert_eq!(objects(root.path()), 1);
+    published.fetch(&store).unwrap();
+    assert_eq!(*published.asked.borrow(), [[0], [0]]);
+    assert_eq!(fs::read(store.tree(&image).unwrap().join("a")).unwrap(), b"one");
+    for image in [image, other.image.sha256] {
+        assert!(store.verify(&image).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn what_the_disk_has_no_room_for_is_not_asked_for() {
+    let mut skeleton = Vec::new();
+    head(&mut skeleton, b"a", &Metadata::default(), What::File { size: 1 << 50 }).unwrap();
+    let skeleton = zstd::bulk::compress(&skeleton, 1).unwrap();
+    let published = Published::of(&[]);
+    let image = ArtifactRef { size: 0, ..published.image };
+    let listing = Listing::encode(&[], &[Digest([1; 32])], &skeleton).unwrap();
+    let listing = Listing::parse(&listing, &image).unwrap();
+    let (_root, store) = store();
+    let error = store.fetch(&image.sha256, &listing, u64::MAX, &mut |_| unreachable!()).unwrap_err();
+    assert!(matches!(error, ImportError::NoRoom { needed, .. } if needed == 1 << 50), "{error}");
+}
+
+#[test]
 fn what_is_not_listed_is_not_kept() {
     let published = Published::of(&[("a", FILE, "one"), ("b", FILE, "two")]);
     let (root, store) = store();
