@@ -44,6 +44,9 @@ use crate::{
 /// How often slivers are looked at whether they are used.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// How long a sliver that could not be ended is left alone when memory is short, so that others are tried.
+const SPARED: Duration = Duration::from_secs(300);
+
 /// Does the work of a sliver's helper if this process was made for that, and says what to exit with. To be called before
 /// there are threads, with all arguments of the process.
 pub fn run_inside(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
@@ -112,6 +115,7 @@ impl LinuxHost {
     pub fn watch_memory(&self) -> Result<Infallible> {
         let alarm = Alarm::set().context("asking for an alarm when memory is short")?;
         let mut watch = MemoryWatch::default();
+        let mut spared: BTreeMap<String, Instant> = BTreeMap::new();
         loop {
             alarm.wait().context("waiting for memory to be short")?;
             let memory = match memory::now() {
@@ -122,16 +126,24 @@ impl LinuxHost {
                     continue;
                 }
             };
-            match watch.judge(Instant::now(), &memory, &self.slivers.memory_held()) {
+            spared.retain(|_, since| since.elapsed() < SPARED);
+            let mut held = self.slivers.memory_held();
+            held.retain(|held| !spared.contains_key(&held.login));
+            let verdict = watch.judge(Instant::now(), &memory, &held);
+            match verdict {
                 Verdict::Calm => (),
                 Verdict::Tell => report("memory", Outcome::Info, format!("memory is tight: {memory}"), Duration::ZERO),
                 Verdict::Stop(held) => {
                     let why = format!("it held {} MiB, more than any other; {memory}", held.bytes >> 20);
-                    self.relieve(&held.login, "memory is short", &why);
+                    if !self.relieve(&held.login, "memory is short", &why) {
+                        spared.insert(held.login, Instant::now());
+                    }
                 }
                 Verdict::Overdrawn(held) => {
                     let why = format!("{} MiB of {}, most likely for sockets", held.bytes >> 20, held.limit >> 20);
-                    self.relieve(&held.login, "it held far more memory than it may", &why);
+                    if !self.relieve(&held.login, "it held far more memory than it may", &why) {
+                        spared.insert(held.login, Instant::now());
+                    }
                 }
                 Verdict::Reboot => {
                     let message = format!("no sliver is to blame for it, so the machine starts over: {memory}");
@@ -142,18 +154,21 @@ impl LinuxHost {
         }
     }
 
-    /// Ends everything in a sliver that holds too much memory.
-    fn relieve(&self, login: &str, cause: &str, why: &str) {
+    /// Ends everything in a sliver that holds too much memory. Returns whether it ended.
+    fn relieve(&self, login: &str, cause: &str, why: &str) -> bool {
         let started = Instant::now();
         let stopped = {
             let _apart = self.supervisor.apart(login);
-            self.slivers.stop(login)
+            // Memory is short now: nothing is waited for that could itself wait for memory.
+            self.slivers.kill(login).and_then(|()| self.slivers.stop(login))
         };
+        let ended = stopped.is_ok();
         let message = match stopped {
             Ok(()) => format!("ended all that ran in {login}, as {cause}: {why}"),
             Err(e) => format!("{login} could not be ended ({:#}), and {cause}: {why}", anyhow::Error::from(e)),
         };
         report("memory", Outcome::Failed, message, started.elapsed());
+        ended
     }
 
     /// Removes images that nothing needs and looks after the others, for ever. `release` are those of the release that runs.

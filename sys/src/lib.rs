@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod descriptor;
 pub mod kexec;
 pub mod namespace;
+pub mod packet;
 pub mod quota;
 pub mod rlimit;
 pub mod seccomp;

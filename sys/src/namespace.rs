@@ -1,14 +1,14 @@
 //! Processes and namespaces for helpers that run on one thread: fork, unshare, an idmapped mount, and what becomes of
 //! children that end.
-#![allow(unsafe_code)] // fork, clone, unshare, mount_setattr and signal have no safe wrapper.
+#![allow(unsafe_code)] // fork, clone, unshare, mount_setattr, signal and ioctls of namespaces have no safe wrapper.
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use rustix::{
-    process::{Pid, WaitOptions},
+    process::{Pid, PidfdFlags, WaitOptions},
     thread::UnshareFlags,
 };
 
@@ -149,6 +149,35 @@ pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     mount_setattr(mount, &libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 })
 }
 
+/// Whether a thread is in a user namespace that was made in this process's own, not in that one itself nor in one further in.
+///
+/// # Errors
+/// When the thread is gone, or this process may not trace it.
+pub fn is_one_user_namespace_in(thread: Pid) -> io::Result<bool> {
+    let around = match related(user_namespace(thread)?.as_fd(), libc::NS_GET_PARENT) {
+        // It is this process's, and what is around that is not to be seen.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(false),
+        around => rustix::fs::fstat(around?)?,
+    };
+    let own = rustix::fs::fstat(user_namespace(rustix::thread::gettid())?)?;
+    Ok((around.st_dev, around.st_ino) == (own.st_dev, own.st_ino))
+}
+
+fn user_namespace(thread: Pid) -> io::Result<OwnedFd> {
+    let thread = rustix::process::pidfd_open(thread, PidfdFlags::from_bits_retain(libc::PIDFD_THREAD))?;
+    related(thread.as_fd(), libc::PIDFD_GET_USER_NAMESPACE)
+}
+
+fn related(to: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<OwnedFd> {
+    // SAFETY: both requests above want zero for an argument, and touch no memory of this process.
+    let returned = unsafe { libc::ioctl(to.as_raw_fd(), request, 0) };
+    if returned == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both return a descriptor that the kernel has just made, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(returned) })
+}
+
 fn handle_child(handler: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: the handler is one of the kernel's own, no function of ours.
     if unsafe { libc::signal(libc::SIGCHLD, handler) } == libc::SIG_ERR {
@@ -176,6 +205,11 @@ pub fn heed_children() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_not_inside_its_own_namespace() {
+        assert!(!is_one_user_namespace_in(rustix::process::getpid()).unwrap());
+    }
 
     #[test]
     fn several_threads_are_refused() {

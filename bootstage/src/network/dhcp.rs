@@ -1,15 +1,13 @@
 //! DHCP (RFC 2131) through smoltcp on a packet socket: the kernel has no address yet to speak from.
 //!
 //! smoltcp's interface is never given the address it acquires, so that it does not answer for it beside the
-//! kernel. A lease is renewed by acquiring it again.
+//! kernel. A lease is renewed by acquiring it again, while slivers run, none of which may speak as a server: it hears nothing of
+//! what this machine sends, numbers of transactions cannot be guessed, and slivers have no port of DHCP (`nodeos/sliver/src/ports`).
 
-use std::{
-    io,
-    net::Ipv4Addr,
-    os::fd::AsRawFd,
-    time::{self, SystemTime},
-};
+use std::{io, net::Ipv4Addr, os::fd::AsRawFd, time};
 
+use orrery_sys::packet;
+use rustix::rand::{GetRandomFlags, getrandom};
 use smoltcp::{
     iface::{Config, Interface as SmolInterface, SocketHandle, SocketSet},
     phy::{Device, Medium, RawSocket, wait},
@@ -92,10 +90,13 @@ impl<'a> Client<'a> {
 /// Asks for an address; `None` if nobody gives one in time.
 pub(super) fn acquire(nic: &Interface, within: time::Duration) -> io::Result<Option<Lease>> {
     let mut device = RawSocket::new(&nic.name, Medium::Ethernet)?;
+    // What was heard before answers no request of this client, which has made none.
+    packet::ignore_outgoing(&device)?;
     let descriptor = device.as_raw_fd();
-    let seed = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64);
+    let mut seed = [0; 8];
+    rustix::io::retry_on_intr(|| getrandom(&mut seed, GetRandomFlags::empty()))?;
     let mut packet = vec![0; 1500];
-    let mut client = Client::new(mac(&nic.mac)?, seed, &mut device, &mut packet, Instant::now());
+    let mut client = Client::new(mac(&nic.mac)?, u64::from_ne_bytes(seed), &mut device, &mut packet, Instant::now());
 
     let end = time::Instant::now() + within;
     while time::Instant::now() < end {

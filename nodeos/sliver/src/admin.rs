@@ -19,14 +19,14 @@ use std::{
 use orrery_protocol::{Admin, Capability, View};
 use orrery_sys::{
     descriptor,
-    namespace::{idmap_read_only, make_read_only},
+    namespace::{idmap_read_only, is_one_user_namespace_in, make_read_only},
     seccomp::{self, Call},
     spawn::Preparations,
 };
 use rustix::{
     mount::MountAttrFlags,
     net::{AddressFamily, Protocol, SocketFlags, SocketType},
-    process::{Gid, Uid},
+    process::{Gid, Pid, Uid},
     thread::{self, CapabilitySet, CapabilitySets},
 };
 
@@ -181,13 +181,18 @@ fn make_socket(call: &Call) -> io::Result<OwnedFd> {
         AddressFamily::INET | AddressFamily::INET6 => kind == SocketType::RAW,
         _ => false,
     };
-    // Root of the sliver has it there, and programs that carry it as a file capability: what the kernel asks for in a sliver that has
-    // a network of its own.
-    let one = CapabilitySet::NET_RAW;
-    let allowed = call.caller.is_some() && thread::capabilities(call.caller)?.effective.contains(one);
-    if call.number != libc::SYS_socket || !wanted || !allowed {
+    if call.number != libc::SYS_socket || !wanted || !may_make_them(call.caller)? {
         return Err(rustix::io::Errno::PERM.into());
     }
     let protocol = NonZeroU32::new(protocol).map(Protocol::from_raw);
     Ok(rustix::net::socket_with(family, kind, flags | SocketFlags::CLOEXEC, protocol)?)
+}
+
+/// Whether a caller has the right to such sockets in the sliver, as its root has, and programs that carry it as a file capability: what
+/// the kernel asks for in a sliver that has a network of its own. Anybody has all rights in a user namespace of their own making; those
+/// are not the sliver's.
+fn may_make_them(caller: Option<Pid>) -> io::Result<bool> {
+    let Some(caller) = caller else { return Ok(false) };
+    let has = thread::capabilities(Some(caller))?.effective.contains(CapabilitySet::NET_RAW);
+    Ok(has && is_one_user_namespace_in(caller)?)
 }

@@ -639,9 +639,12 @@ impl Inside {
             Err(_) => return Ok(()),
         }
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(&directory, name, flags, Mode::from(0o644)).doing(doing())?);
-        rustix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1)).doing(doing())?;
-        match file.write_all(content) {
+        let write = || -> io::Result<()> {
+            let mut file = File::from(rustix::fs::openat(&directory, name, flags, Mode::from(0o644))?);
+            rustix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
+            file.write_all(content)
+        };
+        match write() {
             // A full sliver starts all the same.
             Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Ok(()),
             result => result.doing(doing()),

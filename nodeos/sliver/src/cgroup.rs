@@ -29,6 +29,10 @@ const EMPTY: &str = "populated 0";
 /// How long a group may take to stand still. A process that waits for a disk does so only once it is served.
 const FREEZING: Duration = Duration::from_secs(10);
 
+/// How long what was killed may take to end. One that waits for a disk does once it is served; one that waits for a file system in
+/// user space that waits for itself never does.
+pub(crate) const DYING: Duration = Duration::from_secs(30);
+
 /// What the names of sessions' leaves begin with. Other leaves last as long as the sliver runs.
 pub(crate) const SESSION: &str = "session-";
 
@@ -141,7 +145,7 @@ impl ControlGroup {
     /// Waits until nothing is in a leaf. Returns whether that is so in time.
     pub(crate) fn wait_empty(&self, name: &str, patience: Duration) -> bool {
         let Ok(events) = fs::File::open(self.leaf(name).join("cgroup.events")) else { return true };
-        wait_for(&events, Some(patience), EMPTY).is_ok()
+        wait_for(&events, patience, EMPTY).is_ok()
     }
 
     /// All CPUs that slivers may run on: what a group with processes has to name, once it named some.
@@ -221,19 +225,27 @@ impl ControlGroup {
         };
         let number = u8::from(frozen);
         self.write("cgroup.freeze", &number.to_string())?;
-        wait_for(&file, Some(FREEZING), &format!("frozen {number}"))
+        wait_for(&file, FREEZING, &format!("frozen {number}"))
             .at("waiting until all stands still, or moves, in", &self.path)
     }
 
-    /// Kills everything in the group and waits until it is gone.
+    /// Kills everything in the group and waits until it is gone, but not for ever.
     pub(crate) fn kill(&self) -> Result<(), SliverError> {
+        self.kill_within(DYING)
+    }
+
+    /// As [`kill`](Self::kill), with another patience.
+    pub(crate) fn kill_within(&self, patience: Duration) -> Result<(), SliverError> {
         let events = self.path.join("cgroup.events");
         let file = match fs::File::open(&events) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result.at("opening", &events)?,
         };
         self.write("cgroup.kill", "1")?;
-        wait_for(&file, None, EMPTY).at("waiting for", &events)
+        match wait_for(&file, patience, EMPTY) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(SliverError::Unending(self.path.clone())),
+            result => result.at("waiting for", &events),
+        }
     }
 
     /// Removes the emptied group.
@@ -277,8 +289,8 @@ impl ControlGroup {
 }
 
 /// Waits until a `cgroup.events` has this line, or the group is gone.
-fn wait_for(events: &fs::File, patience: Option<Duration>, line: &str) -> io::Result<()> {
-    let deadline = patience.map(|patience| Instant::now() + patience);
+fn wait_for(events: &fs::File, patience: Duration, line: &str) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
     loop {
         let mut text = [0; 256];
         // Through the descriptor that is waited on: the kernel signals what changed since it was last read there.
@@ -289,15 +301,14 @@ fn wait_for(events: &fs::File, patience: Option<Duration>, line: &str) -> io::Re
         if text[..length].split(|byte| *byte == b'\n').any(|found| found == line.as_bytes()) {
             return Ok(());
         }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let timeout =
-            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         // A change of the file is an exceptional condition.
         let mut wait = [PollFd::new(events, PollFlags::PRI)];
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, timeout.as_ref()))?;
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut wait, Some(&timeout)))?;
     }
 }
 
@@ -305,4 +316,29 @@ fn wait_for(events: &fs::File, patience: Option<Duration>, line: &str) -> io::Re
 pub(crate) fn processes(leaf: &Path) -> io::Result<Vec<Pid>> {
     let text = fs::read_to_string(leaf.join("cgroup.procs"))?;
     Ok(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_end_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = ControlGroup::new(folder.path(), "demo_a");
+        let kill = || group.kill_within(Duration::from_millis(10));
+        kill().expect("there is no such group");
+        fs::create_dir(&group.path).unwrap();
+        let check = |events: &str, ends: bool| {
+            fs::write(group.path.join("cgroup.events"), events).unwrap();
+            match kill() {
+                Ok(()) => assert!(ends, "{events}"),
+                Err(SliverError::Unending(path)) => assert!(!ends && path == group.path, "{events}"),
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(fs::read_to_string(group.path.join("cgroup.kill")).unwrap(), "1");
+        };
+        check("populated 0\nfrozen 0\n", true);
+        check("populated 1\nfrozen 0\n", false);
+    }
 }

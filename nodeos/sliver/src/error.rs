@@ -56,6 +56,12 @@ pub enum SliverError {
         /// What happened.
         source: io::Error,
     },
+    /// Processes were killed and did not end: the kernel waits for something on their behalf, most likely a file system in user space.
+    #[error(
+        "processes in {} do not end although they were killed; until they do, or the node starts over, nothing runs there",
+        .0.display()
+    )]
+    Unending(PathBuf),
     /// Limits of single processes could not be set.
     #[error("limiting the processes of `{login}`")]
     Processes {

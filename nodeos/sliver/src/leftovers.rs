@@ -9,17 +9,22 @@ use std::{
     fs,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use orrery_sys::quota::{self, Limit};
 
 use crate::{
+    cgroup::DYING,
     error::{At, SliverError},
     record::{MAX_INDEX, Record},
     remove::remove_tree,
     slivers::{Slivers, TRANSIENT},
     snapshot::WORKERS,
 };
+
+/// How long the end of what runs is waited for at least, when that of others took long.
+const AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What cannot be removed costs space and no more; slivers go on without that.
 fn warn<T>(what: &str, result: Result<T, SliverError>) {
@@ -46,33 +51,36 @@ impl Slivers {
             }
         };
         let records: BTreeMap<String, Record> = records.into_iter().map(|r| (r.login(), r)).collect();
+        // What does not end costs its sliver, and others together no more time than one would.
+        let deadline = Instant::now() + DYING;
+        let patience = || deadline.saturating_duration_since(Instant::now()).max(AT_LEAST);
         // Nobody waits for what works on layers any more.
         let workers = self.group(WORKERS);
-        warn("workers", workers.kill().and_then(|()| workers.remove()));
+        warn("workers", workers.kill_within(patience()).and_then(|()| workers.remove()));
         for (login, _) in directories(&self.paths.cgroup).into_iter().filter(|(login, _)| !records.contains_key(login))
         {
             let group = self.group(&login);
-            warn(&login, group.kill().and_then(|()| group.remove()));
+            warn(&login, group.kill_within(patience()).and_then(|()| group.remove()));
         }
         for login in self.kept_logins().into_iter().filter(|login| !records.contains_key(login)) {
             self.forget_kept(&login);
         }
         for login in records.keys() {
-            warn(login, self.settle(login));
+            warn(login, self.settle(login, patience()));
         }
         warn("limits", self.unlimit(&records));
         Ok(())
     }
 
-    /// Makes what runs of a sliver, and its limits, what its record says.
-    pub(crate) fn settle(&self, login: &str) -> Result<(), SliverError> {
+    /// Makes what runs of a sliver, and its limits, what its record says. Waits that long for the end of what is not to run.
+    pub(crate) fn settle(&self, login: &str, patience: Duration) -> Result<(), SliverError> {
         // Waits for a start whose node manager died: what that began holds the lock.
         let _lock = self.lock(login)?;
         self.sweep_layers(login)?;
         let record = self.get(login)?;
         let group = self.group(login);
         if group.first_process().is_none() {
-            group.kill()?;
+            group.kill_within(patience)?;
             group.remove()?;
         } else {
             group.sweep()?;

@@ -9,7 +9,7 @@ use crate::{
     error::{At, SliverError},
     record::Record,
     rlimits,
-    slivers::Slivers,
+    slivers::{Slivers, TRANSIENT},
     weights::{Claim, Weights},
 };
 
@@ -63,7 +63,9 @@ impl Slivers {
     pub fn memory_held(&self) -> Vec<Held> {
         let groups = fs::read_dir(&self.paths.cgroup).into_iter().flatten().flatten();
         let groups = groups.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        let logins = groups.filter_map(|entry| entry.file_name().into_string().ok());
+        let names = groups.filter_map(|entry| entry.file_name().into_string().ok());
+        // Those that are none have limits of their own, and nobody ends them.
+        let logins = names.filter(|name| !name.starts_with(TRANSIENT));
         let held = |login: String| {
             let (bytes, limit) = self.group(&login).memory_held()?;
             Some(Held { login, bytes, limit })
@@ -90,5 +92,31 @@ impl Slivers {
         }
         let path = self.paths.cgroup.join("cpu.weight");
         fs::write(&path, weights.group.to_string()).at("writing", &path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::slivers::SliverPaths;
+
+    use super::*;
+
+    #[test]
+    fn only_slivers_hold_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in [(".work", "9000"), ("demo_a", "5000")] {
+            let group = folder.path().join(name);
+            fs::create_dir(&group).unwrap();
+            for (file, text) in [
+                ("memory.current", bytes),
+                ("memory.max", "8000\n"),
+                ("memory.stat", "anon 1000\nactive_file 500\ninactive_file 1500\n"),
+            ] {
+                fs::write(group.join(file), text).unwrap();
+            }
+        }
+        fs::write(folder.path().join("memory.stat"), "").unwrap();
+        let slivers = Slivers::at(SliverPaths { cgroup: folder.path().into(), ..SliverPaths::default() });
+        assert_eq!(slivers.memory_held(), [Held { login: "demo_a".into(), bytes: 3000, limit: 8000 }]);
     }
 }

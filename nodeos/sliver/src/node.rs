@@ -17,6 +17,14 @@ const SYSCTLS: &[(&str, &str)] = &[
     // Connections that nobody has accepted, reset ones among them, and as many that have only begun, of each socket that listens. For the latter nobody
     // pays: see `ports`.
     ("net/core/somaxconn", "512"),
+    // Neighbours on the network that the node knows, which are counted for all its networks together: by itself the kernel knows 1,024, and
+    // who asks for as many keeps others from theirs. Each takes about half a KiB.
+    ("net/ipv4/neigh/default/gc_thresh1", "8192"),
+    ("net/ipv4/neigh/default/gc_thresh2", "16384"),
+    ("net/ipv4/neigh/default/gc_thresh3", "32768"),
+    ("net/ipv6/neigh/default/gc_thresh1", "8192"),
+    ("net/ipv6/neigh/default/gc_thresh2", "16384"),
+    ("net/ipv6/neigh/default/gc_thresh3", "32768"),
     // What the kernel says is the node's business.
     ("kernel/dmesg_restrict", "1"),
     ("kernel/kptr_restrict", "2"),

@@ -249,9 +249,15 @@ impl Slivers {
     /// When there is no such sliver, or the disk refuses.
     pub fn reset(&self, spec: &SliverSpec, image: &str) -> Result<(), SliverError> {
         let login = spec.slice.login();
+        if self.get(&login)?.spec.life.reset >= spec.life.reset {
+            return Ok(());
+        }
+        // First of all: with the lock on all, what takes long to end would hold up everybody.
+        self.stop(&login)?;
         let _all = self.lock_all()?;
         let lock = self.lock(&login)?;
         let mut record = self.get(&login)?;
+        // It may have been reset by somebody else, or started, meanwhile.
         if record.spec.life.reset >= spec.life.reset {
             return Ok(());
         }
@@ -452,11 +458,21 @@ impl Slivers {
     /// Kills everything in a sliver. What it wrote stays.
     ///
     /// # Errors
-    /// When there is no such sliver, or its control group cannot be written.
+    /// When there is no such sliver, its control group cannot be written, or something in it does not end.
     pub fn stop(&self, login: &str) -> Result<(), SliverError> {
         let lock = self.lock(login)?;
         self.get(login)?;
         self.stop_locked(login, &lock)
+    }
+
+    /// Kills everything in a sliver at once: its service is not asked to end, nor is whoever has the sliver's lock waited for. What is
+    /// left to do is for [`Slivers::stop`].
+    ///
+    /// # Errors
+    /// As [`Slivers::stop`].
+    pub fn kill(&self, login: &str) -> Result<(), SliverError> {
+        check_login(login)?;
+        self.group(login).kill()
     }
 
     /// Stops a sliver in which there is nothing but its first process, and nothing ran after `since`. Returns whether it did:
@@ -485,6 +501,11 @@ impl Slivers {
     /// # Errors
     /// When something of it cannot be removed; [`Slivers::open`] finishes what began.
     pub fn destroy(&self, login: &str) -> Result<(), SliverError> {
+        // As in a reset.
+        match self.stop(login) {
+            Err(SliverError::Unknown(_)) => return Ok(()),
+            result => result?,
+        }
         let _all = self.lock_all()?;
         let lock = self.lock(login)?;
         let record = match self.get(login) {

@@ -1,4 +1,5 @@
-//! Every way to hold many ports of the node, none of which takes them all, and its memory by connections that nobody accepts.
+//! Every way to hold many ports of the node, none of which takes them all, and its memory by connections that nobody accepts; and ports
+//! that no sliver may hold.
 
 use std::{
     collections::BTreeMap,
@@ -81,6 +82,17 @@ const FULL: &str = "sub tried { push @said, $_[0] ? q(yes) : $! == 23 ? q(no) : 
      close($e); tried(bind($u, $any)); tried(connect($u, at(8090))); print qq(@said)";
 const TRIED: &str = "no no no yes no yes no no no yes yes";
 
+/// Tries to have ports for datagrams: those of DHCP, and one that is nothing special; and one of DHCP's for connections.
+const DHCP: &str = "sub four { my $s; socket($s, AF_INET, $_[1], 0) or die qq($!); \
+     bind($s, pack_sockaddr_in($_[0], INADDR_ANY)) ? 0 : $! + 0 } \
+     sub six { my $s; socket($s, AF_INET6, SOCK_DGRAM, 0) or die qq($!); \
+     bind($s, pack_sockaddr_in6($_[0], inet_pton(AF_INET6, '::'))) ? 0 : $! + 0 } \
+     for my $port (67, 68, 546, 547, 69) { push @said, four($port, SOCK_DGRAM), six($port) } \
+     push @said, four(68, SOCK_STREAM); print qq(@said)";
+/// The errors on the node's network (`EACCES`), and on one of a container's own.
+const DHCP_SHARED: &str = "13 13 13 13 13 13 13 13 0 0 0";
+const DHCP_OWN: &str = "0 0 0 0 0 0 0 0 0 0 0";
+
 /// A server at a port outside of the range has as many connections as it likes.
 const SERVED: u32 = MOST + 500;
 const SERVER: &str = "server($l, 8080) or die; for (1..SERVED) { my ($s, $c); tcp($c) && connect($c, at(8080)) or last; \
@@ -157,6 +169,16 @@ const COUNTS: &str = r#"
 
 pub(crate) fn sockets(node: &Node) -> Result<()> {
     let [hog, calm] = [node.start("ports", Rspec::default())?, node.start("portless", Rspec::default())?];
+    let extras = Extras { nesting: true, ..Extras::default() };
+    let nesting = node.start("nesting", Rspec { extras, ..Rspec::default() })?;
+    for (login, program, expect) in [
+        (&hog, perl(DHCP), DHCP_SHARED),
+        (&nesting, perl(DHCP), DHCP_SHARED),
+        (&nesting, in_a_network(&perl(DHCP)), DHCP_OWN),
+    ] {
+        let said = node.said(login, &program)?;
+        ensure!(said == expect, "at the ports of DHCP, in {login}: {said} instead of {expect}");
+    }
     for (name, way, most) in WAYS {
         // What is not counted any more the second time, was not forgotten.
         for round in ["first", "second"] {
@@ -170,13 +192,14 @@ pub(crate) fn sockets(node: &Node) -> Result<()> {
     ensure!(tried == TRIED, "with all sockets that it may have: {tried}");
     let served = node.said(&hog, &perl(&SERVER.replace("SERVED", &SERVED.to_string())))?;
     ensure!(served.split(' ').next() == Some(&SERVED.to_string()), "a server's connections: {served}");
-    backlog(node, &hog, &calm)?;
+    backlog(node, [&hog, &calm, &nesting])?;
+    node.slivers.stop(&nesting)?;
     buffers(node, &hog)?;
     shared(node, &hog, &calm)
 }
 
 /// Connections that nobody accepts have a bound, which is nobody else's, and end with what listened.
-fn backlog(node: &Node, hog: &str, calm: &str) -> Result<()> {
+fn backlog(node: &Node, [hog, calm, nesting]: [&str; 3]) -> Result<()> {
     let greeter = Taken::running(node, calm, GREETER)?;
     let before = unreclaimable()?;
     let flood = Taken::running(node, hog, FLOOD)?;
@@ -197,15 +220,12 @@ fn backlog(node: &Node, hog: &str, calm: &str) -> Result<()> {
     ensure!(resets == format!("{} Operation now in progress", QUEUE + 1), "a queue took {resets}");
 
     // Queues are longer in a network of one's own.
-    let extras = Extras { nesting: true, ..Extras::default() };
-    let nesting = node.start("nesting", Rspec { extras, ..Rspec::default() })?;
     for (program, most) in
         [(perl(LISTENING), LISTENERS), (in_a_network(&perl(LISTENING)), LISTENERS / IN_OTHER_NETWORKS)]
     {
-        let listening = node.said(&nesting, &program)?;
+        let listening = node.said(nesting, &program)?;
         ensure!(listening == format!("{most} Too many open files in system"), "listening: {listening}");
     }
-    node.slivers.stop(&nesting)?;
     Ok(())
 }
 

@@ -11,6 +11,8 @@
 //!
 //! A connection that others make to a socket that listens is paid for by its sliver (`packages/linux` has a patch for that too), but not what comes before,
 //! while it has only begun. Those are bounded by the queue of each such socket (`node.rs`), and by how many of them a sliver has.
+//!
+//! The ports of DHCP are none that a sliver may hold: from there it could tell the node another address, gateway and name server.
 
 mod program;
 
@@ -34,6 +36,8 @@ const LISTENERS: u32 = 256;
 /// What a socket that listens counts for in a network that a container inside has of its own. The node's setting does not hold there, and a
 /// queue is up to 4,096 connections long, eight times as many.
 const IN_OTHER_NETWORKS: u32 = 8;
+/// Where servers of DHCP speak from and clients are spoken to, of versions 4 and 6 (RFC 2131, RFC 8415).
+const DHCP: [u16; 4] = [67, 68, 546, 547];
 /// Where the kernel takes ports from for who does not ask for one.
 const EPHEMERAL: u32 = 32_768;
 
@@ -78,7 +82,7 @@ fn load() -> io::Result<[(Hook, OwnedFd); 7]> {
     let (marks, count) = (bpf::map(Map::OfSockets)?, bpf::map(Map::OfGroups)?);
     let maps = Maps { marks: marks.as_fd(), count: count.as_fd() };
     let load = |hook, program: &[_]| Ok::<_, io::Error>((hook, bpf::load(hook, program)?));
-    let (bound, connecting) = (bound(maps, SOCKETS, LISTENERS, IN_OTHER_NETWORKS), connecting(maps, SOCKETS));
+    let (bound, connecting) = (bound(maps, SOCKETS, LISTENERS, IN_OTHER_NETWORKS, &DHCP), connecting(maps, SOCKETS));
     Ok([
         load(Hook::SocketRelease, &closed(maps))?,
         load(Hook::Connection, &connection(maps, EPHEMERAL))?,

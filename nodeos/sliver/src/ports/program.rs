@@ -1,6 +1,6 @@
 //! The programs that count sockets.
 //!
-//! Written out as instructions: five of some thirty each do not need a compiler of their own in the build.
+//! Written out as instructions: five of some thirty to sixty each do not need a compiler of their own in the build.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -29,6 +29,8 @@ const WANT_STATES: i32 = 4;
 const CLOSED: i32 = 7;
 
 // Of a socket (`struct bpf_sock`), and of what is about to connect (`struct bpf_sock_addr`).
+const PROTOCOL: i16 = 12;
+const PORT: i16 = 44;
 const STATE: i16 = 72;
 const LISTENING: i32 = 10;
 const CONNECTING: i16 = 64;
@@ -66,8 +68,10 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Accepted,
+    Allowed,
     Counted,
     Weighed,
+    Forbid,
     Refuse,
     Done,
 }
@@ -150,21 +154,26 @@ pub(super) fn connection(maps: Maps<'_>, from: u32) -> Vec<Instruction> {
 
 /// Runs when a socket has been given a port, since it was bound or begins to listen. It counts from then on until it is closed, if it did
 /// not before. Refused if there are more than `most`, or as one that listens if there are more than `listeners`, of which one in a
-/// network of its own is `others`.
-pub(super) fn bound(maps: Maps<'_>, most: u32, listeners: u32, others: u32) -> Vec<Instruction> {
-    let mut steps = vec![Plain(copy(CONTEXT, R1)), Plain(copy(R2, R1))];
+/// network of its own is `others`. Forbidden (`EACCES`) for datagrams at the ports `kept` in the node's network.
+pub(super) fn bound(maps: Maps<'_>, most: u32, listeners: u32, others: u32, kept: &[u16]) -> Vec<Instruction> {
+    let mut steps = vec![
+        Plain(copy(CONTEXT, R1)),
+        Plain(load_half(R1, CONTEXT, PROTOCOL)),
+        Jump(if_not(R1, libc::IPPROTO_UDP), Place::Allowed),
+    ];
+    steps.extend(networks());
+    steps.extend([Jump(if_other(R0, KEPT), Place::Allowed), Plain(load_half(R1, CONTEXT, PORT))]);
+    steps.extend(kept.iter().map(|port| Jump(if_equal(R1, i32::from(*port)), Place::Forbid)));
+    steps.extend([Here(Place::Allowed), Plain(copy(R2, CONTEXT))]);
     steps.extend(takes_port(maps, most));
     steps.extend([
         Plain(load_half(R1, CONTEXT, STATE)),
         Jump(if_not(R1, LISTENING), Place::Done),
         Plain(load_two(R1, MARK, LISTENERS)),
         Jump(if_not(R1, 0), Place::Done),
-        // Of no context: the first network, which is the node's.
-        Plain(set(R1, 0)),
-        Plain(call(NETWORK)),
-        Plain(copy(KEPT, R0)),
-        Plain(copy(R1, CONTEXT)),
-        Plain(call(NETWORK)),
+    ]);
+    steps.extend(networks());
+    steps.extend([
         Plain(set(R1, 1)),
         Jump(if_same(R0, KEPT), Place::Weighed),
         Plain(set(R1, others.cast_signed())),
@@ -178,6 +187,8 @@ pub(super) fn bound(maps: Maps<'_>, most: u32, listeners: u32, others: u32) -> V
         Here(Place::Done),
     ]);
     steps.extend(allow_or_refuse());
+    steps.push(Here(Place::Forbid));
+    steps.extend(fail(libc::EACCES));
     assemble(&steps)
 }
 
@@ -219,9 +230,26 @@ fn allow() -> [Step; 2] {
 /// Allows it, or refuses it to who jumps there, as too many open files (`ENFILE`).
 fn allow_or_refuse() -> Vec<Step> {
     let mut steps = allow().to_vec();
-    steps.extend([Here(Place::Refuse), Plain(set(R1, -libc::ENFILE)), Plain(call(SET_ERROR))]);
-    steps.extend([Plain(set(R0, 0)), Plain(exit())]);
+    steps.push(Here(Place::Refuse));
+    steps.extend(fail(libc::ENFILE));
     steps
+}
+
+/// Has the caller fail with this error.
+fn fail(error: i32) -> [Step; 4] {
+    [Plain(set(R1, -error)), Plain(call(SET_ERROR)), Plain(set(R0, 0)), Plain(exit())]
+}
+
+/// Returns the number of the socket's network, and keeps that of the node's.
+fn networks() -> [Step; 5] {
+    [
+        // Of no context: the first network, which is the node's.
+        Plain(set(R1, 0)),
+        Plain(call(NETWORK)),
+        Plain(copy(KEPT, R0)),
+        Plain(copy(R1, CONTEXT)),
+        Plain(call(NETWORK)),
+    ]
 }
 
 /// Has the address of the count in its register.
@@ -328,6 +356,10 @@ fn if_same(one: u8, other: u8) -> Instruction {
     instruction(0x1d, one, other, 0, 0)
 }
 
+fn if_other(one: u8, other: u8) -> Instruction {
+    instruction(0x5d, one, other, 0, 0)
+}
+
 fn if_not(register: u8, value: i32) -> Instruction {
     instruction(0x55, register, 0, 0, value)
 }
@@ -368,14 +400,14 @@ mod tests {
 
     #[test]
     fn jumps_lead_to_instructions() {
-        const JUMPS: [u8; 5] = [0x15, 0x1d, 0x55, 0x35, 0xa5];
+        const JUMPS: [u8; 6] = [0x15, 0x1d, 0x55, 0x5d, 0x35, 0xa5];
         let file = File::open("/dev/null").unwrap();
         let maps = Maps { marks: file.as_fd(), count: file.as_fd() };
         let programs = [
             created(maps, 4096),
             closed(maps),
             connection(maps, 32_768),
-            bound(maps, 4096, 128, 8),
+            bound(maps, 4096, 128, 8, &[67, 68]),
             connecting(maps, 4096),
         ];
         for program in programs {

@@ -40,6 +40,7 @@ use self::{
     work::Still,
 };
 use crate::{
+    cgroup::DYING,
     error::{At, SliverError},
     record::Record,
     remove::remove_tree,
@@ -94,7 +95,7 @@ impl Slivers {
         self.get(login)?;
         let lock = self.try_lock(login, "work")?.ok_or_else(|| SnapshotError::Busy(login.into()))?;
         // Whoever worked here last may have been killed.
-        self.settle(login)?;
+        self.settle(login, DYING)?;
         let deadline = Deadline::after(patience);
         Ok(Work { slivers: self, login: login.into(), deadline, _lock: lock })
     }

@@ -26,7 +26,7 @@ use serde_json::json;
 
 use super::SnapshotError;
 use crate::{
-    cgroup::ControlGroup,
+    cgroup::{ControlGroup, DYING},
     error::{At, SliverError},
     internal::{LAYER, helper_command},
     slivers::{SliverPaths, Slivers, TRANSIENT},
@@ -83,7 +83,7 @@ impl Slivers {
         let Some(_lock) = self.try_lock(login, "work")? else { return Ok(()) };
         // In use by one that begins.
         let _ = ControlGroup::new(&self.paths.cgroup.join(WORKERS), login).remove();
-        match self.settle(login) {
+        match self.settle(login, DYING) {
             Err(SliverError::Unknown(_)) => Ok(()),
             result => result,
         }
