@@ -23,6 +23,8 @@ const MOST: u32 = 4096;
 const LISTENERS: u32 = 256;
 /// What one that listens counts for in a network that a container has.
 const IN_OTHER_NETWORKS: u32 = 8;
+/// What one for pings counts for.
+const PING: u32 = 64;
 /// How long a queue of connections is (`src/node.rs`): the kernel takes one more.
 const QUEUE: u32 = 512;
 /// What the kernel takes for one connection, and more.
@@ -45,6 +47,9 @@ const WAYS: &[(&str, &str, u32)] = &[
         "socket($s, AF_INET6, SOCK_DGRAM, 0) && bind($s, pack_sockaddr_in6(0, inet_pton(AF_INET6, '::')))",
         MOST,
     ),
+    // What waits in these is charged to nobody.
+    ("for pings", "socket($s, AF_INET, SOCK_DGRAM, IPPROTO_ICMP)", MOST / PING),
+    ("for pings of the sixth version", "socket($s, AF_INET6, SOCK_DGRAM, 58)", MOST / PING),
     ("bound", "tcp($s) && bind($s, $any)", MOST),
     ("listening, never bound", "tcp($s) && listen($s, 1)", LISTENERS),
     ("listening, of the sixth version", "socket($s, AF_INET6, SOCK_STREAM, 0) && listen($s, 1)", LISTENERS),

@@ -29,6 +29,7 @@ const WANT_STATES: i32 = 4;
 const CLOSED: i32 = 7;
 
 // Of a socket (`struct bpf_sock`), and of what is about to connect (`struct bpf_sock_addr`).
+const TYPE: i16 = 8;
 const PROTOCOL: i16 = 12;
 const PORT: i16 = 44;
 const STATE: i16 = 72;
@@ -78,14 +79,29 @@ enum Place {
 
 use Step::{Here, Jump, Plain};
 
-/// Runs when a socket is made. Refuses it as too many open files (`ENFILE`) if there are `most`.
-pub(super) fn created(maps: Maps<'_>, most: u32) -> Vec<Instruction> {
-    let mut steps = vec![Plain(copy(CONTEXT, R1))];
+/// Runs when a socket is made. Refuses it as too many open files (`ENFILE`) if there are `most`, of which one for pings or for packets
+/// as they are is `pings`.
+pub(super) fn created(maps: Maps<'_>, most: u32, pings: u32) -> Vec<Instruction> {
+    let mut steps = vec![
+        Plain(copy(CONTEXT, R1)),
+        Plain(set(KEPT, pings.cast_signed())),
+        Plain(load_half(R1, CONTEXT, TYPE)),
+        Jump(if_equal(R1, libc::SOCK_RAW), Place::Weighed),
+        Plain(load_half(R1, CONTEXT, PROTOCOL)),
+        Jump(if_equal(R1, libc::IPPROTO_ICMP), Place::Weighed),
+        Jump(if_equal(R1, libc::IPPROTO_ICMPV6), Place::Weighed),
+        Plain(set(KEPT, ONE_SOCKET)),
+        Here(Place::Weighed),
+    ];
     steps.extend(count_of(maps));
-    steps.extend([Plain(load_half(R1, COUNT, SOCKETS)), Jump(if_at_least(R1, most.cast_signed()), Place::Refuse)]);
-    steps.push(Plain(copy(R2, CONTEXT)));
+    steps.extend([
+        Plain(load_half(R1, COUNT, SOCKETS)),
+        Plain(sum(R1, KEPT)),
+        Jump(if_at_least(R1, most.cast_signed() + 1), Place::Refuse),
+        Plain(copy(R2, CONTEXT)),
+    ]);
     steps.extend(mark_of(maps, MAKE));
-    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(copy(MARK, R0)), Plain(set(R1, ONE_SOCKET))]);
+    steps.extend([Jump(if_equal(R0, 0), Place::Refuse), Plain(copy(MARK, R0)), Plain(copy(R1, KEPT))]);
     steps.extend([Plain(add(MARK)), Plain(add(COUNT))]);
     steps.extend(allow_or_refuse());
     assemble(&steps)
@@ -404,7 +420,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let maps = Maps { marks: file.as_fd(), count: file.as_fd() };
         let programs = [
-            created(maps, 4096),
+            created(maps, 4096, 64),
             closed(maps),
             connection(maps, 32_768),
             bound(maps, 4096, 128, 8, &[67, 68]),
