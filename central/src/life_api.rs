@@ -28,13 +28,14 @@ pub(crate) async fn suspend(
     State(app): Shared,
     _: Operator,
     Path((authority, name)): Path<(String, String)>,
-    Json(Suspension { reason }): Json<Suspension>,
+    Json(suspension): Json<Suspension>,
 ) -> Result<StatusCode> {
+    let reason = &suspension.reason;
     // It is shown on terminals.
     if reason.is_empty() || reason.len() > MAX_REASON || reason.chars().any(char::is_control) {
         return Err(ApiError::bad_request(format!("a reason is one line of 1 to {MAX_REASON} bytes")));
     }
-    set_suspended(app, &format!("{authority}/{name}"), Some(reason)).await
+    set_suspended(app, &format!("{authority}/{name}"), Some(suspension)).await
 }
 
 pub(crate) async fn resume(
@@ -45,10 +46,10 @@ pub(crate) async fn resume(
     set_suspended(app, &format!("{authority}/{name}"), None).await
 }
 
-async fn set_suspended(app: crate::app::App, slice: &str, reason: Option<String>) -> Result<StatusCode> {
+async fn set_suspended(app: crate::app::App, slice: &str, suspension: Option<Suspension>) -> Result<StatusCode> {
     let slice: SliceName = parse(slice)?;
     let asked = slice.clone();
-    let there = app.db.run(move |db| slices::suspend(db, &asked, reason.as_deref())).await?;
+    let there = app.db.run(move |db| slices::suspend(db, &asked, suspension.as_ref(), now())).await?;
     if there { Ok(StatusCode::NO_CONTENT) } else { Err(unknown(&slice)) }
 }
 

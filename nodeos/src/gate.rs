@@ -24,8 +24,10 @@ use crate::{
 /// The port of ssh.
 const PORT: u16 = 22;
 
-/// Where the sliver's image has the server of sftp and of today's scp.
-const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
+/// Starts the image's server of sftp and of today's scp, which distributions have in different places.
+const SFTP_SERVER: &str = "for folder in /usr/lib/openssh /usr/lib/ssh /usr/libexec/openssh /usr/libexec; do \
+    test -x $folder/sftp-server && exec $folder/sftp-server; done; \
+    echo 'this sliver has no sftp-server: install the package openssh-sftp-server in it' >&2; exit 127";
 
 /// The subsystems that print what a sliver's own programs said: until now, and from then on.
 const LOGS: &str = "orrery-logs";
@@ -44,8 +46,8 @@ pub enum Program {
     Shell,
     /// A command line for the shell.
     Line(OsString),
-    /// A program without arguments.
-    File(&'static str),
+    /// A script of the node's for `/bin/sh`, whatever shell the root has.
+    Script(&'static str),
 }
 
 /// Starts processes inside slivers.
@@ -213,7 +215,7 @@ fn program(command: &Command) -> io::Result<Asked> {
     Ok(match command {
         Command::Shell => Asked::Run(Program::Shell),
         Command::Exec(line) => Asked::Run(Program::Line(line.clone())),
-        Command::Subsystem(name) if name == "sftp" => Asked::Run(Program::File(SFTP_SERVER)),
+        Command::Subsystem(name) if name == "sftp" => Asked::Run(Program::Script(SFTP_SERVER)),
         Command::Subsystem(name) if name.starts_with("orrery-") => {
             Asked::Work(name.parse().map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?)
         }
@@ -372,7 +374,7 @@ mod tests {
         let check = |command, expect| assert_eq!(program(&command).ok(), expect, "{command:?}");
         check(Command::Shell, Some(Asked::Run(Program::Shell)));
         check(Command::Exec("a 'b'; c".into()), Some(Asked::Run(Program::Line("a 'b'; c".into()))));
-        check(Command::Subsystem("sftp".into()), Some(Asked::Run(Program::File(SFTP_SERVER))));
+        check(Command::Subsystem("sftp".into()), Some(Asked::Run(Program::Script(SFTP_SERVER))));
         check(Command::Subsystem("orrery-import".into()), Some(Asked::Work(LayerTask::Import)));
         check(Command::Subsystem("orrery-snapshot create ../x".into()), None);
         check(Command::Subsystem("netconf".into()), None);

@@ -230,6 +230,11 @@ impl Host for Arc<LinuxHost> {
         self.slivers.set_suspended(&slice.login(), reason).context("freezing or thawing")
     }
 
+    fn stop(&self, slice: &SliceName, reason: &str, number: u64) -> Result<()> {
+        let _apart = self.supervisor.apart(&slice.login());
+        self.slivers.shut(&slice.login(), reason, number).context("stopping")
+    }
+
     fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()> {
         let login = slice.login();
         let _apart = self.supervisor.apart(&login);
@@ -287,7 +292,7 @@ impl Entrance for Door {
         let run = match program {
             Program::Shell => Run::Shell,
             Program::Line(line) => Run::Command(line),
-            Program::File(path) => Run::Program(vec![path.to_owned()]),
+            Program::Script(script) => Run::Program(["/bin/sh", "-c", script].map(str::to_owned).to_vec()),
         };
         let pty = request.pty.as_ref().map(|pty| Pty {
             term: pty.term.clone(),

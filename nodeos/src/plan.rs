@@ -30,6 +30,8 @@ pub enum Action {
     Destroy(SliceName),
     /// Have the sliver stand still, for this reason.
     Suspend(SliceName, String),
+    /// End all that runs in the sliver, and suspend it for this reason, for the restart of this number.
+    Stop(SliceName, String, u64),
     /// Change what the sliver sees and may do of the node, which ends all that runs in it.
     SetAdmin(SliceName, Admin),
     /// Discard the sliver's data.
@@ -50,6 +52,7 @@ impl Action {
         match self {
             Self::Destroy(slice)
             | Self::Suspend(slice, _)
+            | Self::Stop(slice, ..)
             | Self::SetAdmin(slice, _)
             | Self::Restart(slice, _)
             | Self::Resume(slice) => slice,
@@ -98,6 +101,9 @@ pub fn plan(wanted: &WantedState, existing: &[Existing], capacity: &Capacity) ->
 fn next(wanted: &SliverSpec, sliver: &Existing, may: &mut dyn FnMut() -> bool) -> Option<Action> {
     let slice = || sliver.slice.clone();
     match (&wanted.life, &sliver.life) {
+        (Life { suspended: Some(reason), restart, .. }, now) if now.suspended.is_none() && *restart > now.restart => {
+            Some(Action::Stop(slice(), reason.clone(), *restart))
+        }
         (Life { suspended: Some(reason), .. }, now) if now.suspended.as_ref() != Some(reason) => {
             Some(Action::Suspend(slice(), reason.clone()))
         }
@@ -165,6 +171,7 @@ pub(crate) mod tests {
                 Action::Update(spec) => format!("update {} {}", spec.slice.name(), spec.rspec.cpu_share),
                 Action::Create(spec) => format!("create {}", spec.slice.name()),
                 Action::Suspend(slice, reason) => format!("suspend {} {reason}", slice.name()),
+                Action::Stop(slice, reason, number) => format!("stop {} {reason} {number}", slice.name()),
                 Action::SetAdmin(slice, admin) => {
                     format!("set admin {} {}", slice.name(), admin.capabilities.len())
                 }
@@ -221,6 +228,8 @@ pub(crate) mod tests {
         one((None, 3, 2), (None, 3, 2), &[]);
         one((Some("abuse"), 9, 2), (None, 3, 2), &["suspend a abuse"]);
         one((Some("abuse"), 9, 2), (Some("late"), 3, 2), &["suspend a abuse"]);
+        one((Some("rest"), 3, 4), (None, 3, 2), &["stop a rest 4"]);
+        one((Some("rest"), 3, 4), (Some("late"), 3, 2), &["suspend a rest"]);
         one((Some("abuse"), 9, 4), (Some("abuse"), 3, 2), &["reset a 9"]);
         one((None, 9, 4), (Some("abuse"), 9, 2), &["restart a 4"]);
         one((None, 9, 4), (Some("abuse"), 9, 4), &["resume a"]);
@@ -332,6 +341,10 @@ pub(crate) mod tests {
                             (sliver.rspec, sliver.startup) = (spec.rspec, spec.startup);
                         }
                         Action::Suspend(slice, reason) => have.get_mut(&slice).unwrap().life.suspended = Some(reason),
+                        Action::Stop(slice, reason, number) => {
+                            let life = &mut have.get_mut(&slice).unwrap().life;
+                            (life.suspended, life.restart) = (Some(reason), number);
+                        }
                         Action::Resume(slice) => have.get_mut(&slice).unwrap().life.suspended = None,
                         Action::SetAdmin(slice, admin) => have.get_mut(&slice).unwrap().admin = admin,
                         Action::Reset(spec) => {

@@ -43,6 +43,12 @@ pub trait Host {
     /// When it does not.
     fn set_suspended(&self, slice: &SliceName, reason: Option<&str>) -> Result<()>;
 
+    /// Ends all that runs in a sliver, has nothing run in it any more for this reason, and remembers the number of the restart that this is.
+    ///
+    /// # Errors
+    /// When it could not be ended; neither is remembered then.
+    fn stop(&self, slice: &SliceName, reason: &str, number: u64) -> Result<()>;
+
     /// Makes what a sliver sees and may do of the node what `admin` says, ending what runs in it.
     ///
     /// # Errors
@@ -159,6 +165,7 @@ impl<H: Host> Reconciler<H> {
         let (result, what) = match action {
             Action::Destroy(slice) => (self.host.destroy(slice), "destroyed"),
             Action::Suspend(slice, reason) => (self.host.set_suspended(slice, Some(reason)), "suspended"),
+            Action::Stop(slice, reason, number) => (self.host.stop(slice, reason, *number), "stopped"),
             Action::Resume(slice) => (self.host.set_suspended(slice, None), "resumed"),
             Action::SetAdmin(slice, admin) => (self.host.set_admin(slice, admin), "given other rights over the node"),
             Action::Reset(spec) => (self.host.reset(spec), "reset"),
@@ -265,6 +272,11 @@ mod tests {
             self.fault(slice)?;
             self.slivers.borrow_mut().get_mut(slice).unwrap().life.suspended = reason.map(str::to_owned);
             Ok(())
+        }
+
+        fn stop(&self, slice: &SliceName, reason: &str, number: u64) -> Result<()> {
+            self.set_suspended(slice, Some(reason))?;
+            self.restart(slice, number)
         }
 
         fn set_admin(&self, slice: &SliceName, admin: &Admin) -> Result<()> {

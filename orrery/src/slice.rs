@@ -106,6 +106,19 @@ pub(crate) enum Slice {
         /// Its name.
         slice: SliceName,
     },
+    /// End all that runs in a slice, services as well, and let nobody log in. What it wrote stays.
+    Stop {
+        /// Its name.
+        slice: SliceName,
+        /// What those who try to log in are told.
+        #[arg(long, default_value = "it is stopped; `orrery slice start` starts it")]
+        reason: String,
+    },
+    /// Let a stopped slice run again. Its initscripts and services start; it is the same as `resume`.
+    Start {
+        /// Its name.
+        slice: SliceName,
+    },
     /// Make a slice administrative: let its slivers see and use more of their nodes than any other. All that runs in them ends.
     Admin {
         /// Its name.
@@ -190,6 +203,10 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             )
         })
     };
+    let suspend = |slice: &SliceName, suspension: Suspension| {
+        client.send(Method::PUT, &format!("{}/suspension", path(slice)), &suspension)?;
+        show(context, &client, slice)
+    };
     match command {
         Slice::Add { slice, keys, rspec: limits, extras, image, nodes, startup: options } => {
             let mut rspec = Rspec::default();
@@ -241,11 +258,9 @@ pub(crate) fn run(context: &Context, command: Slice) -> Result<()> {
             })?;
             show(context, &client, &slice)
         }
-        Slice::Suspend { slice, reason } => {
-            client.send(Method::PUT, &format!("{}/suspension", path(&slice)), &Suspension { reason })?;
-            show(context, &client, &slice)
-        }
-        Slice::Resume { slice } => {
+        Slice::Suspend { slice, reason } => suspend(&slice, Suspension { reason, stop: false }),
+        Slice::Stop { slice, reason } => suspend(&slice, Suspension { reason, stop: true }),
+        Slice::Resume { slice } | Slice::Start { slice } => {
             client.call(Method::DELETE, &format!("{}/suspension", path(&slice)))?;
             show(context, &client, &slice)
         }

@@ -177,6 +177,9 @@ pub struct SliverRecord {
 pub struct Suspension {
     /// Why, in one line for those who try to log in.
     pub reason: String,
+    /// Whether what runs is to end, rather than to stand still.
+    #[serde(default)]
+    pub stop: bool,
 }
 
 /// `POST /v1/slices/{authority}/{name}/reset` or `restart`: slivers are to start over.

@@ -1,6 +1,6 @@
 //! Slices, and which nodes have slivers of them.
 
-use orrery_central_api::{EscalationLevel, SliceRecord, SliceSpec, SliverRecord};
+use orrery_central_api::{EscalationLevel, SliceRecord, SliceSpec, SliverRecord, Suspension};
 use orrery_protocol::{Admin, Life, SliceName, SliverSpec, SliverStatus, WantedState};
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -72,10 +72,22 @@ pub(crate) fn remove(db: &Connection, slice: &SliceName) -> rusqlite::Result<boo
     Ok(db.execute("DELETE FROM slices WHERE name = ?1", [slice.to_string()])? > 0)
 }
 
-/// Suspends a slice for this reason, or resumes it. Returns whether there is one.
-pub(crate) fn suspend(db: &Connection, slice: &SliceName, reason: Option<&str>) -> rusqlite::Result<bool> {
+/// Suspends a slice, or resumes it. One that is to stop is to restart, too, which ends all. Returns whether there is one.
+pub(crate) fn suspend(
+    db: &mut Connection,
+    slice: &SliceName,
+    suspension: Option<&Suspension>,
+    now: u64,
+) -> rusqlite::Result<bool> {
+    let transaction = db.transaction()?;
+    let (name, reason) = (slice.to_string(), suspension.map(|suspension| &suspension.reason));
     let sql = format!("UPDATE slices SET suspended = ?2, version = {NEW_NUMBER} WHERE name = ?1");
-    Ok(db.execute(&sql, (slice.to_string(), reason))? > 0)
+    let there = transaction.execute(&sql, (&name, reason))? > 0;
+    if suspension.is_some_and(|suspension| suspension.stop) {
+        transaction.execute("UPDATE slivers SET restart = max(?2, restart + 1) WHERE slice = ?1", (&name, now))?;
+    }
+    transaction.commit()?;
+    Ok(there)
 }
 
 /// Makes what a slice sees and may do of nodes what `admin` says. Returns whether there is one.

@@ -60,7 +60,7 @@ fn slices_become_the_wanted_state() {
     let life = || node.get::<WantedState>("/v1/node/wanted").unwrap().slivers[0].life.clone();
     let suspend = |slice: &str, reason: &str| {
         let path = format!("/v1/slices/{slice}/suspension");
-        central.operator.send(Method::PUT, &path, &Suspension { reason: reason.to_owned() })
+        central.operator.send(Method::PUT, &path, &Suspension { reason: reason.to_owned(), stop: false })
     };
     let birth = life().birth;
     assert_eq!(life(), Life { birth, ..Life::default() });
@@ -83,8 +83,12 @@ fn slices_become_the_wanted_state() {
     // Another change of the slice keeps all that.
     put(|s| s.rspec.cpu_share = 7).unwrap();
     assert_eq!(life(), Life { birth, suspended: Some("abuse".to_owned()), reset: second, restart });
+    let stop = Suspension { reason: "rest".to_owned(), stop: true };
+    central.operator.send(Method::PUT, "/v1/slices/demo/one/suspension", &stop).unwrap();
+    let stopped = life();
+    assert!(stopped.suspended.as_deref() == Some("rest") && stopped.restart > restart, "{stopped:?}");
     central.operator.call(Method::DELETE, "/v1/slices/demo/one/suspension").unwrap();
-    assert_eq!(life().suspended, None);
+    assert_eq!(life(), Life { suspended: None, ..stopped });
 
     // Rights over nodes are the operator's word alone, and another change of the slice keeps them.
     let admin = Admin { views: [View::Processes].into(), capabilities: [Capability::NetRaw].into() };

@@ -282,7 +282,8 @@ impl Slivers {
     ) -> Result<Child, SliverError> {
         self.get(login)?;
         let mut command = helper_command(LOG);
-        command.arg(self.log_directory(login)).args(follow.then_some(FOLLOW));
+        let places = self.paths.run.join(format!("{login}.reader"));
+        command.args([self.log_directory(login), places]).args(follow.then_some(FOLLOW));
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         new_session(&mut command, false).spawn().map_err(SliverError::Helper)
     }

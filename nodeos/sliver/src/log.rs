@@ -4,6 +4,7 @@
 //! The files count towards the sliver's disk quota. One line is `<time> <source> <text>`, where the source `node` is us.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, Read, Write},
     mem::MaybeUninit,
@@ -214,9 +215,12 @@ impl Log {
 /// # Errors
 /// When the log cannot be read, or whoever reads is gone.
 fn copy(directory: &Path, follow: bool, out: &mut impl Write) -> io::Result<()> {
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    let watch = follow.then(|| inotify::init(inotify::CreateFlags::CLOEXEC)).transpose()?;
     // Before anything is read, so that nothing falls in between.
-    let mut exists = look_at(&watch, directory)?;
+    let mut exists = match &watch {
+        Some(watch) => look_at(watch, directory)?,
+        None => true,
+    };
     let open = |name: &str| match File::open(directory.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
@@ -250,13 +254,11 @@ fn copy(directory: &Path, follow: bool, out: &mut impl Write) -> io::Result<()> 
             continue;
         }
         out.flush()?;
-        if !follow || !exists {
-            return Ok(());
-        }
+        let Some(watch) = watch.as_ref().filter(|_| exists) else { return Ok(()) };
         let mut events = [MaybeUninit::uninit(); 4096];
         // Whatever they say, there is something to look at.
-        rustix::io::retry_on_intr(|| inotify::Reader::new(&watch, &mut events).next().map(drop))?;
-        exists = look_at(&watch, directory)?;
+        rustix::io::retry_on_intr(|| inotify::Reader::new(watch, &mut events).next().map(drop))?;
+        exists = look_at(watch, directory)?;
     }
 }
 
@@ -274,14 +276,31 @@ fn look_at(watch: &OwnedFd, directory: &Path) -> io::Result<bool> {
     Ok(exists)
 }
 
-/// The first argument of the reader after the directory if it is to go on.
+/// The last argument of the reader if it is to go on.
 pub(crate) const FOLLOW: &str = "follow";
 
-/// The reader's life: `<directory> [follow]`.
-pub(crate) fn helper(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
-    let directory = arguments.next().unwrap_or_default();
+/// How many read a sliver's log at once: each is a process of the node's, for which no sliver pays.
+const READERS: u32 = 8;
+
+/// One of the places for readers, kept as long as the file is.
+fn place(places: &OsStr) -> io::Result<File> {
+    for number in 0..READERS {
+        let mut path = places.to_owned();
+        path.push(number.to_string());
+        let file = File::create(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            result => return result.map(|()| file).map_err(io::Error::from),
+        }
+    }
+    Err(io::Error::other(format!("{READERS} others read it at the moment; have one of them end")))
+}
+
+/// The reader's life: `<directory> <places> [follow]`.
+pub(crate) fn helper(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let (directory, places) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
     let follow = arguments.next().is_some_and(|word| word == FOLLOW);
-    match copy(Path::new(&directory), follow, &mut io::stdout().lock()) {
+    match place(&places).and_then(|_place| copy(Path::new(&directory), follow, &mut io::stdout().lock())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("reading the log: {error}");
             ExitCode::FAILURE
@@ -321,6 +340,16 @@ mod tests {
 
     fn text(bytes: Vec<u8>) -> String {
         String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn readers_have_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = folder.path().join("a_b.reader");
+        let mut taken: Vec<_> = (0..READERS).map(|_| place(places.as_os_str()).unwrap()).collect();
+        assert!(place(places.as_os_str()).unwrap_err().to_string().contains("8 others"));
+        taken.pop();
+        place(places.as_os_str()).unwrap();
     }
 
     #[test]

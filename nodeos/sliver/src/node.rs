@@ -35,6 +35,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     // What is counted for the whole node, and so would be used up for everybody by some. Each of these costs memory, of which a
     // sliver has its limit.
     ("fs/file-max", "9223372036854775807"),
+    // Each sliver has a maker of its own that is charged; of the node's, each follower of a log needs one.
+    ("fs/inotify/max_user_instances", "16384"),
     ("fs/aio-max-nr", "2147483647"),
     ("kernel/pid_max", "4194304"),
     ("kernel/threads-max", "4194304"),

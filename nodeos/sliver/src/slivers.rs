@@ -289,6 +289,19 @@ impl Slivers {
         record.store(&self.directory(login).join(RECORD))
     }
 
+    /// Stops a sliver for its restart of this number, and suspends it for this reason, so that nothing starts it before it is resumed.
+    /// Its service is asked to end first.
+    ///
+    /// # Errors
+    /// As [`Slivers::stop`].
+    pub fn shut(&self, login: &str, reason: &str, number: u64) -> Result<(), SliverError> {
+        let lock = self.lock(login)?;
+        let mut record = self.get(login)?;
+        self.stop_locked(login, &lock)?;
+        (record.spec.life.suspended, record.spec.life.restart) = (Some(reason.to_owned()), number);
+        record.store(&self.directory(login).join(RECORD))
+    }
+
     /// Suspends a sliver for this reason: what runs in it stands still, and nobody gets in. Or lets it go on.
     ///
     /// # Errors

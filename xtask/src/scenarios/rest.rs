@@ -28,6 +28,7 @@ pub(super) fn rest(bench: &Bench<'_>) -> Result<()> {
     let ssh = node.ssh("demo_rest");
     let mut shell = RootShell::open(&node, &mut vm)?;
     suspended(&lab, &node, &mut shell, &ssh)?;
+    stopped(&lab, &node, &mut shell, &ssh)?;
     started_over(&lab, &node, &ssh)?;
     made_again(&lab, &mut shell, &ssh)?;
     unused(&mut shell, &ssh)
@@ -65,6 +66,18 @@ fn suspended(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> Re
     let goes_on = "p=$(cat /root/pid); now() { cut -d ' ' -f 14 /proc/$p/stat; }; before=$(now) && \
         until test $(now) -gt $before; do sleep 0.1; done";
     done(ssh, goes_on).map(drop)
+}
+
+/// A stop ends all, and nobody gets in before the start, which finds what was written.
+fn stopped(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> Result<()> {
+    order(lab, &["slice", "stop", "demo/rest"])?;
+    order(lab, &["slice", "wait", "demo/rest"])?;
+    shell.run("! test -e /sys/fs/cgroup/slivers/demo_rest", COMMAND)?;
+    let told = ssh.run("true", COMMAND).context("running the ssh client")?;
+    ensure!(!told.success() && told.stderr.contains("slice demo/rest is suspended: it is stopped"), "{told}");
+    order(lab, &["slice", "start", "demo/rest"])?;
+    printed(node, ssh, "test -s /root/count && ! kill -0 $(cat /root/pid) 2> /dev/null && echo kept", "kept")?;
+    done(ssh, COUNTER).map(drop)
 }
 
 /// A restart ends processes and keeps files; a reset keeps nothing.
