@@ -333,10 +333,8 @@ mod tests {
         assert!(gate.authorize("demo_hello", &other).is_none());
         set(SliverState::Ready, None);
         assert!(login.network().is_some());
-        check(
-            "demo/hello: File(\"/usr/lib/openssh/sftp-server\") \
-             ORRERY_SLICE=demo/hello,SSH_CLIENT=10.0.2.2 99 22,LANG=C",
-        );
+        let server = Program::Script(SFTP_SERVER);
+        check(&format!("demo/hello: {server:?} ORRERY_SLICE=demo/hello,SSH_CLIENT=10.0.2.2 99 22,LANG=C"));
         AccountTable::default().write(&path).unwrap();
         check("this sliver was deleted");
         assert!(gate.authorize("demo_hello", &key).is_none());
