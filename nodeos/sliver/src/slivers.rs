@@ -380,10 +380,11 @@ impl Slivers {
     /// When there is no such sliver, it is suspended, or a part of it cannot be made; nothing of it runs then.
     pub fn start(&self, login: &str) -> Result<(), SliverError> {
         let lock = self.lock(login)?;
-        self.start_locked(login, &lock)
+        self.start_locked(login, &lock).map(drop)
     }
 
-    pub(crate) fn start_locked(&self, login: &str, lock: &Lock) -> Result<(), SliverError> {
+    /// As [`Slivers::start`], for who has the lock. Returns what the sliver is.
+    pub(crate) fn start_locked(&self, login: &str, lock: &Lock) -> Result<Record, SliverError> {
         let record = self.get(login)?;
         if let Some(reason) = &record.spec.life.suspended {
             return Err(SliverError::Suspended { slice: record.spec.slice, reason: reason.clone() });
@@ -394,7 +395,7 @@ impl Slivers {
         let group = self.group(login);
         if group.first_process().is_some_and(first::listens) {
             // What held it still may have been killed, and who comes in would stand still at the door with the lock.
-            return group.freeze(false);
+            return group.freeze(false).map(|()| record);
         }
         // A session may have outlived the first process, and this one whoever was killed while stopping the sliver.
         group.kill()?;
@@ -421,7 +422,7 @@ impl Slivers {
             let _ = group.kill();
         })?;
         self.note_start(&record);
-        Ok(())
+        Ok(record)
     }
 
     /// Does something with an image while no sliver runs on it, nor is started or made: who wants to waits. Returns nothing if one
@@ -566,18 +567,18 @@ impl Slivers {
         let meant = self.get(login)?.spec.life;
         // One lock for starting and entering, so that nobody stops it in between.
         let patience = Instant::now() + COPYING;
-        let _lock = loop {
+        let (_lock, record) = loop {
             let lock = self.lock(login)?;
             match self.start_locked(login, &lock) {
                 Err(SliverError::HeldStill { .. }) if Instant::now() < patience => {
                     drop(lock);
                     thread::sleep(LOOK);
                 }
-                result => break result.map(|()| lock)?,
+                result => break (lock, result?),
             }
         };
         // While this waited, somebody else may have got a sliver of that name.
-        if self.get(login)?.spec.life.is_of_another(&meant) {
+        if record.spec.life.is_of_another(&meant) {
             return Err(SliverError::Unknown(login.into()));
         }
         let group = self.group(login);

@@ -56,7 +56,7 @@ pub(crate) struct Shell {
 #[derive(Debug, Serialize)]
 struct Outcome {
     node: String,
-    /// The command's; 255 if it could not be run there.
+    /// The command's; 255 if it could not be run there, or a signal ended it.
     status: u8,
     stdout: String,
     stderr: String,
