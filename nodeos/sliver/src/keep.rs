@@ -32,7 +32,7 @@ use crate::{
     enter::{EnterRequest, Run, Stream},
     error::{At, SliverError},
     internal::{KEEP, LOG, helper_command},
-    log::FOLLOW,
+    log::{FOLLOW, places},
     record::Record,
     slivers::{Lock, Slivers},
 };
@@ -282,10 +282,14 @@ impl Slivers {
     ) -> Result<Child, SliverError> {
         self.get(login)?;
         let mut command = helper_command(LOG);
-        let places = self.paths.run.join(format!("{login}.reader"));
-        command.args([self.log_directory(login), places]).args(follow.then_some(FOLLOW));
+        command.args([self.log_directory(login), self.readers(login)]).args(follow.then_some(FOLLOW));
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         new_session(&mut command, false).spawn().map_err(SliverError::Helper)
+    }
+
+    /// What the files begin with that readers of a sliver's log take their places by.
+    fn readers(&self, login: &str) -> PathBuf {
+        self.paths.run.join(format!("{login}.reader"))
     }
 
     pub(crate) fn log_directory(&self, login: &str) -> PathBuf {
@@ -320,9 +324,10 @@ impl Slivers {
 
     /// Forgets what is noted of a sliver that is gone.
     pub(crate) fn forget_kept(&self, login: &str) {
-        for word in NOTES {
+        let notes = NOTES.iter().map(|word| self.paths.run.join(format!("{login}.{word}")));
+        for path in notes.chain(places(&self.readers(login))) {
             // There may be none.
-            let _ = fs::remove_file(self.paths.run.join(format!("{login}.{word}")));
+            let _ = fs::remove_file(path);
         }
     }
 

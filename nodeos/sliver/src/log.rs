@@ -4,7 +4,7 @@
 //! The files count towards the sliver's disk quota. One line is `<time> <source> <text>`, where the source `node` is us.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::{self, File},
     io::{self, Read, Write},
     mem::MaybeUninit,
@@ -282,11 +282,18 @@ pub(crate) const FOLLOW: &str = "follow";
 /// How many read a sliver's log at once: each is a process of the node's, for which no sliver pays.
 const READERS: u32 = 8;
 
-/// One of the places for readers, kept as long as the file is.
-fn place(places: &OsStr) -> io::Result<File> {
-    for number in 0..READERS {
-        let mut path = places.to_owned();
+/// The places for readers: files whose names begin like this.
+pub(crate) fn places(name: &Path) -> impl Iterator<Item = PathBuf> {
+    (0..READERS).map(|number| {
+        let mut path = name.as_os_str().to_owned();
         path.push(number.to_string());
+        path.into()
+    })
+}
+
+/// One of the places, kept as long as the file is.
+fn place(name: &Path) -> io::Result<File> {
+    for path in places(name) {
         let file = File::create(path)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => {}
@@ -300,7 +307,7 @@ fn place(places: &OsStr) -> io::Result<File> {
 pub(crate) fn helper(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (directory, places) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
     let follow = arguments.next().is_some_and(|word| word == FOLLOW);
-    match place(&places).and_then(|_place| copy(Path::new(&directory), follow, &mut io::stdout().lock())) {
+    match place(Path::new(&places)).and_then(|_place| copy(Path::new(&directory), follow, &mut io::stdout().lock())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("reading the log: {error}");
             ExitCode::FAILURE
@@ -345,11 +352,11 @@ mod tests {
     #[test]
     fn readers_have_places() {
         let folder = tempfile::tempdir().unwrap();
-        let places = folder.path().join("a_b.reader");
-        let mut taken: Vec<_> = (0..READERS).map(|_| place(places.as_os_str()).unwrap()).collect();
-        assert!(place(places.as_os_str()).unwrap_err().to_string().contains("8 others"));
+        let name = folder.path().join("a_b.reader");
+        let mut taken: Vec<_> = (0..READERS).map(|_| place(&name).unwrap()).collect();
+        assert!(place(&name).unwrap_err().to_string().contains("8 others"));
         taken.pop();
-        place(places.as_os_str()).unwrap();
+        place(&name).unwrap();
     }
 
     #[test]
