@@ -34,8 +34,11 @@ pub(crate) fn kept(node: &Node) -> Result<()> {
         Ok(held.context("it does not run")?.bytes)
     };
     for (what, program, count, least) in KINDS {
-        let program = format!("$| = 1; print qq(before\\n); <STDIN>; {program}; print qq(after\\n); sleep 1000");
-        let line = format!("ulimit -n 60000; (sleep 1; echo) | perl -e \"{}\"", program.replace('$', "\\$"));
+        let program = format!(
+            "$| = 1; print qq(before\\n); select(undef, undef, undef, 0.02) until unlink('/root/go'); \
+             {program}; print qq(after\\n); sleep 1000"
+        );
+        let line = format!("ulimit -n 60000; exec perl -e \"{}\"", program.replace('$', "\\$"));
         let mut session = node.enter(&login, &line)?;
         let mut said = BufReader::new(session.stdout.take().context("no output")?).lines();
         let mut says = |expect: &str| -> Result<()> {
@@ -45,6 +48,7 @@ pub(crate) fn kept(node: &Node) -> Result<()> {
         };
         says("before")?;
         let before = held()?;
+        node.said(&login, "touch /root/go")?;
         says("after")?;
         let grown = held()?.saturating_sub(before);
         println!("    {count} {what}: {} KiB more held", grown >> 10);
