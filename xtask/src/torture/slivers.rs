@@ -227,6 +227,8 @@ impl Torment<'_> {
             "{} of {planned} interruptions were told",
             heard.survived.len()
         );
+        // Written out, but not unmounted: what counts of it is in the journal still.
+        check_disk(&disk, "-p")?;
         check_disk(&disk, "-fn")?;
         fs::remove_file(&disk).and_then(|()| fs::remove_file(&ledger)).context("removing the disks of what went well")
     }
