@@ -44,8 +44,8 @@ pub(crate) fn tell(mut session: &UnixStream, stdio: &[OwnedFd], task: &Task) -> 
     send(session, &[0], &stdio, SendFlags::empty())?;
     let text = serde_json::to_vec(task)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-    session.write_all(&length.to_ne_bytes())?;
-    session.write_all(&text)
+    // At once, or it would wait a second time.
+    session.write_all(&[&length.to_ne_bytes()[..], &text].concat())
 }
 
 /// The whole life of a session.
