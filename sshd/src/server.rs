@@ -84,7 +84,7 @@ impl Default for Limits {
 const SILENCE: Duration = Duration::from_secs(600);
 /// Time for a client that was told of its end to hang up itself.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Threads for what may block: all that more accounts may take (`calls`) than have ever been in use at once.
+/// Threads for what may block: those of 128 accounts of which each takes what it may (`Limits::calls_per_account`).
 const BLOCKING_THREADS: usize = 2048;
 /// Pause after a failure to accept, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -1,7 +1,6 @@
 //! How the slivers of a slice are on their nodes: shown, and waited for.
 
 use std::{
-    collections::BTreeSet,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use orrery_central_api::SliverRecord;
 use orrery_protocol::SliceName;
 use orrery_transport::Client;
 
-use super::path;
+use super::{connect::on_all, path};
 use crate::{
     context::Context,
     node::word,
@@ -60,11 +59,8 @@ impl Wait {
     }
 
     fn meant(&self, mut slivers: Vec<SliverRecord>) -> Result<Vec<SliverRecord>> {
-        let there: BTreeSet<_> = slivers.iter().map(|sliver| sliver.node.clone()).collect();
-        if let Some(node) = self.nodes.iter().find(|node| !there.contains(*node)) {
-            let there = there.into_iter().collect::<Vec<_>>().join(", ");
-            bail!("slice {} has no sliver on {node}; it has slivers on: {there}", self.slice);
-        }
+        let there: Vec<_> = slivers.iter().map(|sliver| sliver.node.clone()).collect();
+        on_all(&self.slice, &there, &self.nodes)?;
         slivers.retain(|sliver| self.nodes.is_empty() || self.nodes.contains(&sliver.node));
         Ok(slivers)
     }

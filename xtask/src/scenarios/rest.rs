@@ -70,14 +70,14 @@ fn suspended(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> Re
 
 /// A stop ends all, and nobody gets in before the start, which finds what was written.
 fn stopped(lab: &Lab, node: &Node, shell: &mut RootShell<'_>, ssh: &Ssh) -> Result<()> {
-    done(ssh, "echo kept > /root/kept")?;
+    done(ssh, "echo kept > /srv/kept")?;
     order(lab, &["slice", "stop", "demo/rest"])?;
     order(lab, &["slice", "wait", "demo/rest"])?;
     shell.run("! test -e /sys/fs/cgroup/slivers/demo_rest", COMMAND)?;
     let told = ssh.run("true", COMMAND).context("running the ssh client")?;
     ensure!(!told.success() && told.stderr.contains("slice demo/rest is suspended: it is stopped"), "{told}");
     order(lab, &["slice", "start", "demo/rest"])?;
-    printed(node, ssh, "cat /root/kept", "kept")?;
+    printed(node, ssh, "cat /srv/kept", "kept")?;
     done(ssh, COUNTER).map(drop)
 }
 

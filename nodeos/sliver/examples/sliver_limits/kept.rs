@@ -12,7 +12,7 @@ const KINDS: &[(&str, &str, u64, u64)] = &[
     // fcntl(2): F_SETLK, a write lock on one byte. Many files, since the kernel walks through all locks of one.
     (
         "locks on files",
-        "for $f (1..100) { open($f[$f], '+>', '/root/locked'.$f) or die; \
+        "for $f (1..100) { open($f[$f], '+>', '/var/tmp/locked'.$f) or die; \
          for (1..500) { fcntl($f[$f], 6, pack('ssx4qqix4', 1, 0, 2 * $_, 1, 0)) or die $! } }",
         50_000,
         150,
@@ -35,7 +35,7 @@ pub(crate) fn kept(node: &Node) -> Result<()> {
     };
     for (what, program, count, least) in KINDS {
         let program = format!(
-            "$| = 1; print qq(before\\n); select(undef, undef, undef, 0.02) until unlink('/root/go'); \
+            "$| = 1; print qq(before\\n); select(undef, undef, undef, 0.02) until unlink('/var/tmp/go'); \
              {program}; print qq(after\\n); sleep 1000"
         );
         let line = format!("ulimit -n 60000; exec perl -e \"{}\"", program.replace('$', "\\$"));
@@ -48,7 +48,7 @@ pub(crate) fn kept(node: &Node) -> Result<()> {
         };
         says("before")?;
         let before = held()?;
-        node.said(&login, "touch /root/go")?;
+        node.said(&login, "touch /var/tmp/go")?;
         says("after")?;
         let grown = held()?.saturating_sub(before);
         println!("    {count} {what}: {} KiB more held", grown >> 10);
